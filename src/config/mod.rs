@@ -1,0 +1,228 @@
+//! Every setting of a node, its default and its limits. [`load`] reads them from file,
+//! environment and flags; the rest of the program sees only these types.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+mod units;
+
+/// All settings.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Where the node listens and what it calls itself.
+    pub server: Server,
+    /// This instance.
+    pub node: NodeIdentity,
+    /// Transport encryption.
+    pub tls: Tls,
+    /// Who decides about tokens.
+    pub authentication: Authentication,
+    /// How long things may take.
+    pub timeouts: Timeouts,
+    /// Keepalive pings.
+    pub keepalive: Keepalive,
+    /// How a node goes away.
+    pub drain: Drain,
+    /// How much of everything there may be.
+    pub limits: Limits,
+    /// What is logged, and where.
+    pub log: Log,
+}
+
+/// `server.*`
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Server {
+    /// What `Hello` says.
+    pub name: String,
+    /// The address to listen on.
+    pub address: IpAddr,
+    /// The port to listen on; 0 lets the system choose one.
+    pub port: u16,
+}
+
+/// `node.*`
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NodeIdentity {
+    /// The name of this instance.
+    pub name: String,
+}
+
+/// `tls.*`
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tls {
+    /// Off: `ws://` instead of `wss://`, for a node behind a load balancer that terminates TLS.
+    pub enabled: bool,
+    /// PEM file with the certificate chain.
+    pub certificate: Option<PathBuf>,
+    /// PEM file with the key.
+    pub certificate_key: Option<PathBuf>,
+    /// Use a self-signed certificate made in memory on any address, not just on loopback.
+    pub insecure_self_signed: bool,
+}
+
+/// `authentication.*`
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Authentication {
+    /// URL of the authentication server.
+    pub server: Option<String>,
+    /// PEM file with certificates to trust besides the system's when asking that server.
+    pub ca: Option<PathBuf>,
+    /// How long that server may take to answer.
+    #[serde(deserialize_with = "units::duration")]
+    pub timeout: Duration,
+    /// Requests to that server at once; more wait.
+    pub concurrency: usize,
+    /// Accept any token on any address, not just on loopback.
+    pub insecure_accept_any: bool,
+}
+
+/// `timeouts.*`
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Timeouts {
+    /// From the TCP connection until TLS and the upgrade are done.
+    #[serde(deserialize_with = "units::duration")]
+    pub handshake: Duration,
+    /// From the upgrade until the connection must ask to be authenticated.
+    #[serde(deserialize_with = "units::duration")]
+    pub inactivity: Duration,
+    /// From the upgrade until the connection must be authenticated.
+    #[serde(deserialize_with = "units::duration")]
+    pub authentication: Duration,
+    /// How long an authenticated endpoint waits for the other one.
+    #[serde(deserialize_with = "units::duration")]
+    pub waiting: Duration,
+    /// How long an endpoint may leave its data untaken before it is closed.
+    #[serde(deserialize_with = "units::duration")]
+    pub stalled: Duration,
+    /// How long an endpoint may take to answer a close.
+    #[serde(deserialize_with = "units::duration")]
+    pub close: Duration,
+}
+
+/// `keepalive.*`
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Keepalive {
+    /// An endpoint that sent nothing for this long is pinged (with 10 % jitter); after two
+    /// unanswered pings it is dropped.
+    #[serde(deserialize_with = "units::duration")]
+    pub interval: Duration,
+}
+
+/// `drain.*`
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Drain {
+    /// How long standing tunnels may go on after a signal to stop.
+    #[serde(deserialize_with = "units::duration")]
+    pub grace: Duration,
+}
+
+/// `limits.*`
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Connections in all.
+    pub connections: usize,
+    /// Connections that are not authenticated yet, in all.
+    pub unauthenticated: usize,
+    /// The same from one IPv4 address or one IPv6 /64 network.
+    pub unauthenticated_per_ip: usize,
+    /// Requests on one connection before it is authenticated.
+    pub requests: u32,
+    /// The largest message in a tunnel, in bytes.
+    #[serde(deserialize_with = "units::size")]
+    pub message_size: usize,
+}
+
+/// `log.*`
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// Also log to this file.
+    pub file: Option<PathBuf>,
+    /// What to log, as in `info,nymea_remoteproxy=debug`; wins over `-v`.
+    pub filter: Option<String>,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        let address = IpAddr::from([127, 0, 0, 1]);
+        Self { name: "nymea-remoteproxy".into(), address, port: 1212 }
+    }
+}
+
+impl Default for NodeIdentity {
+    fn default() -> Self {
+        Self { name: gethostname::gethostname().to_string_lossy().into_owned() }
+    }
+}
+
+impl Default for Tls {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            certificate: None,
+            certificate_key: None,
+            insecure_self_signed: false,
+        }
+    }
+}
+
+impl Default for Authentication {
+    fn default() -> Self {
+        Self {
+            server: None,
+            ca: None,
+            timeout: Duration::from_secs(8),
+            concurrency: 64,
+            insecure_accept_any: false,
+        }
+    }
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            handshake: Duration::from_secs(10),
+            inactivity: Duration::from_secs(8),
+            authentication: Duration::from_secs(10),
+            waiting: Duration::from_secs(60),
+            stalled: Duration::from_secs(300),
+            close: Duration::from_secs(5),
+        }
+    }
+}
+
+impl Default for Keepalive {
+    fn default() -> Self {
+        Self { interval: Duration::from_secs(20) }
+    }
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        Self { grace: Duration::from_secs(30) }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 50_000,
+            unauthenticated: 5_000,
+            unauthenticated_per_ip: 1_000,
+            requests: 1_000,
+            message_size: 16 << 20,
+        }
+    }
+}

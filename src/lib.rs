@@ -1,0 +1,30 @@
+//! The clustered nymea remote proxy as a library: two endpoints connect, prove themselves with
+//! equal tokens, and from then on every byte of one reaches the other.
+//!
+//! The modules below stand in the order in which data flows through them:
+//!
+//! ```text
+//! endpoint ──▶ transport ──▶ session ──▶ auth ──▶ rendezvous ──▶ relay ──▶ the other endpoint
+//!              TLS, Web-     drives      is it    who else       moves
+//!              Socket        protocol    valid?   has this key?  bytes
+//! ```
+//!
+//! [`node`] wires them together; [`client`] is the other end of the wire, for programs that want
+//! to be an endpoint.
+
+pub mod ids;
+pub mod protocol;
+
+pub mod config;
+// pub mod lifecycle;
+
+// pub mod auth;
+// pub mod rendezvous;
+// pub mod transport;
+
+// pub mod relay;
+// pub mod session;
+
+// pub mod node;
+
+// pub mod client;

@@ -1,0 +1,36 @@
+//! The unit in which data moves: a piece of a message.
+
+use bytes::Bytes;
+
+/// How the bytes of a message are to be understood. It survives the way through a tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// UTF-8. A chunk may end within a code point, a message may not.
+    Text,
+    /// Any bytes.
+    Binary,
+}
+
+/// A piece of a message, at most `limits.message_size` bytes. Most messages are one chunk; large
+/// ones may travel in several, one behind the other, without other messages in between.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chunk {
+    /// The same for all chunks of a message.
+    pub kind: Kind,
+    /// The payload.
+    pub data: Bytes,
+    /// Whether the message ends here.
+    pub last: bool,
+}
+
+impl Chunk {
+    /// A whole text message.
+    pub fn text(text: impl Into<String>) -> Self {
+        Self { kind: Kind::Text, data: Bytes::from(text.into()), last: true }
+    }
+
+    /// A whole binary message.
+    pub fn binary(data: impl Into<Bytes>) -> Self {
+        Self { kind: Kind::Binary, data: data.into(), last: true }
+    }
+}

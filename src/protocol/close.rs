@@ -1,0 +1,129 @@
+//! Why the proxy ends a connection, and the words in which it says so.
+
+use std::fmt;
+
+/// The reason for which the proxy closes a connection.
+///
+/// Each has a WebSocket close code (RFC 6455, section 7.4), a text for the client, and a class
+/// for logs and metrics. None carries anything that a client sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Close {
+    /// The other endpoint closed the tunnel in order.
+    OtherLeft,
+    /// The other endpoint's connection broke, or broke a rule.
+    OtherLost,
+    /// This node is shutting down; any other node will serve.
+    Draining,
+    /// A request that the protocol does not allow; the answer said what is wrong.
+    InvalidRequest,
+    /// A request of more than [`MAX_REQUEST`](crate::protocol::MAX_REQUEST) bytes.
+    RequestTooLarge,
+    /// More requests before authenticating than `limits.requests`.
+    TooManyRequests,
+    /// The token was refused.
+    TokenRefused,
+    /// It could not be found out whether the token is valid.
+    AuthenticationUnavailable,
+    /// No authentication within `timeouts.authentication`.
+    AuthenticationTimeout,
+    /// The connection asked for nothing within `timeouts.inactivity`.
+    Inactive,
+    /// The other endpoint did not come within `timeouts.waiting`.
+    NobodyCame,
+    /// The tunnel of this token and nonce stands already.
+    Taken,
+    /// Both endpoints showed the same UUID.
+    Loop,
+    /// Data came after authentication and before the tunnel stood.
+    EarlyData,
+    /// A message of more than `limits.message_size` bytes.
+    MessageTooLarge,
+    /// The endpoint broke the rules of the transport (framing, UTF-8, …).
+    TransportViolation,
+    /// The endpoint took none of its data for `timeouts.stalled`.
+    Stalled,
+    /// The endpoint answered no pings.
+    Unresponsive,
+    /// The node failed.
+    Fault,
+}
+
+impl Close {
+    /// The WebSocket close code.
+    pub const fn code(self) -> u16 {
+        match self {
+            Self::OtherLeft => 1000,
+            Self::OtherLost | Self::Draining | Self::Unresponsive => 1001,
+            Self::TransportViolation => 1002,
+            Self::InvalidRequest
+            | Self::TokenRefused
+            | Self::AuthenticationTimeout
+            | Self::Inactive
+            | Self::Taken
+            | Self::Loop
+            | Self::EarlyData
+            | Self::Stalled => 1008,
+            Self::RequestTooLarge | Self::MessageTooLarge => 1009,
+            Self::Fault => 1011,
+            Self::TooManyRequests | Self::AuthenticationUnavailable | Self::NobodyCame => 1013,
+        }
+    }
+
+    /// What the client is told; at most 123 bytes, as a close frame holds no more.
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::OtherLeft => "The other endpoint closed the tunnel.",
+            Self::OtherLost => "The connection to the other endpoint was lost.",
+            Self::Draining => "This node is shutting down. Please connect again.",
+            Self::InvalidRequest => "Invalid request, see the answer to it.",
+            Self::RequestTooLarge => "A request must not be larger than 10 KiB.",
+            Self::TooManyRequests => "Too many requests before authentication. Try again later.",
+            Self::TokenRefused => "Invalid token.",
+            Self::AuthenticationUnavailable => {
+                "Authentication is temporarily unavailable. Try again later."
+            }
+            Self::AuthenticationTimeout => "Not authenticated in time.",
+            Self::Inactive => "No authentication request came in time.",
+            Self::NobodyCame => "The other endpoint did not come in time. Try again later.",
+            Self::Taken => "The tunnel of this token stands already.",
+            Self::Loop => "Both endpoints have the same UUID.",
+            Self::EarlyData => "Data came before the tunnel was established.",
+            Self::MessageTooLarge => "The message is too large for this server.",
+            Self::TransportViolation => "The data violates the transport protocol.",
+            Self::Stalled => "No data was taken for too long.",
+            Self::Unresponsive => "No answer to pings.",
+            Self::Fault => "The server failed.",
+        }
+    }
+
+    /// A short constant name for logs and metric labels.
+    pub const fn class(self) -> &'static str {
+        match self {
+            Self::OtherLeft => "other_left",
+            Self::OtherLost => "other_lost",
+            Self::Draining => "draining",
+            Self::InvalidRequest => "invalid_request",
+            Self::RequestTooLarge => "request_too_large",
+            Self::TooManyRequests => "too_many_requests",
+            Self::TokenRefused => "token_refused",
+            Self::AuthenticationUnavailable => "authentication_unavailable",
+            Self::AuthenticationTimeout => "authentication_timeout",
+            Self::Inactive => "inactive",
+            Self::NobodyCame => "nobody_came",
+            Self::Taken => "taken",
+            Self::Loop => "loop",
+            Self::EarlyData => "early_data",
+            Self::MessageTooLarge => "message_too_large",
+            Self::TransportViolation => "transport_violation",
+            Self::Stalled => "stalled",
+            Self::Unresponsive => "unresponsive",
+            Self::Fault => "fault",
+        }
+    }
+}
+
+impl fmt::Display for Close {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.class())
+    }
+}
