@@ -16,15 +16,15 @@ pub mod ids;
 pub mod protocol;
 
 pub mod config;
-// pub mod lifecycle;
+pub mod lifecycle;
 
-// pub mod auth;
-// pub mod rendezvous;
-// pub mod transport;
+pub mod auth;
+pub mod rendezvous;
+pub mod transport;
 
-// pub mod relay;
-// pub mod session;
+pub mod relay;
+pub mod session;
 
-// pub mod node;
+pub mod node;
 
 // pub mod client;

@@ -196,8 +196,8 @@ impl Default for Timeouts {
             handshake: Duration::from_secs(10),
             inactivity: Duration::from_secs(8),
             authentication: Duration::from_secs(10),
-            waiting: Duration::from_secs(60),
-            stalled: Duration::from_secs(300),
+            waiting: Duration::from_mins(1),
+            stalled: Duration::from_mins(5),
             close: Duration::from_secs(5),
         }
     }

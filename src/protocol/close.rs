@@ -38,8 +38,10 @@ pub enum Close {
     EarlyData,
     /// A message of more than `limits.message_size` bytes.
     MessageTooLarge,
-    /// The endpoint broke the rules of the transport (framing, UTF-8, …).
+    /// The endpoint broke the rules of the transport (framing, masking, …).
     TransportViolation,
+    /// A text message that is not UTF-8.
+    InvalidText,
     /// The endpoint took none of its data for `timeouts.stalled`.
     Stalled,
     /// The endpoint answered no pings.
@@ -55,6 +57,7 @@ impl Close {
             Self::OtherLeft => 1000,
             Self::OtherLost | Self::Draining | Self::Unresponsive => 1001,
             Self::TransportViolation => 1002,
+            Self::InvalidText => 1007,
             Self::InvalidRequest
             | Self::TokenRefused
             | Self::AuthenticationTimeout
@@ -90,6 +93,7 @@ impl Close {
             Self::EarlyData => "Data came before the tunnel was established.",
             Self::MessageTooLarge => "The message is too large for this server.",
             Self::TransportViolation => "The data violates the transport protocol.",
+            Self::InvalidText => "A text message must be UTF-8.",
             Self::Stalled => "No data was taken for too long.",
             Self::Unresponsive => "No answer to pings.",
             Self::Fault => "The server failed.",
@@ -115,6 +119,7 @@ impl Close {
             Self::EarlyData => "early_data",
             Self::MessageTooLarge => "message_too_large",
             Self::TransportViolation => "transport_violation",
+            Self::InvalidText => "invalid_text",
             Self::Stalled => "stalled",
             Self::Unresponsive => "unresponsive",
             Self::Fault => "fault",

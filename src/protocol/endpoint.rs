@@ -109,6 +109,8 @@ pub struct Endpoint {
     rules: Rules,
     state: State,
     inbox: JsonStream,
+    /// The message that the inbox holds is complete.
+    message_ended: bool,
     requests: u32,
     actions: VecDeque<Action>,
 }
@@ -120,12 +122,23 @@ impl Endpoint {
             inactive_at: now + rules.inactivity,
             authenticate_by: now + rules.authentication,
         };
-        let inbox = JsonStream::default();
-        Self { server, rules, state, inbox, requests: 0, actions: VecDeque::new() }
+        Self {
+            server,
+            rules,
+            state,
+            inbox: JsonStream::default(),
+            message_ended: false,
+            requests: 0,
+            actions: VecDeque::new(),
+        }
     }
 
     /// The next thing to do, until there is none.
+    ///
+    /// Requests are answered one at a time, when they are asked for: a client that sends many and
+    /// reads no answers makes nothing pile up.
     pub fn poll_action(&mut self) -> Option<Action> {
+        while self.actions.is_empty() && self.handle_input() {}
         self.actions.pop_front()
     }
 
@@ -158,10 +171,17 @@ impl Endpoint {
         matches!(self.state, State::Established)
     }
 
-    /// Takes a chunk of a message from the client.
+    /// Takes a chunk of a message from the client. [`Endpoint::poll_action`] must have had nothing
+    /// more to say just before.
     pub fn receive(&mut self, chunk: &Chunk) {
         match self.state {
-            State::Greeting { .. } => self.receive_requests(chunk),
+            State::Greeting { .. } if chunk.kind == Kind::Text => {
+                self.inbox.push(&chunk.data);
+                self.message_ended = chunk.last;
+            }
+            State::Greeting { .. } => {
+                self.refuse(&Refusal::not_json("it must come in a text message"));
+            }
             State::Authenticating { .. } | State::Waiting { .. } if is_trailing_space(chunk) => {}
             State::Authenticating { .. } | State::Waiting { .. } => self.close(Close::EarlyData),
             State::Established | State::Closed => {}
@@ -235,29 +255,30 @@ impl Endpoint {
         }
     }
 
-    fn receive_requests(&mut self, chunk: &Chunk) {
-        if chunk.kind == Kind::Binary {
-            return self.refuse(&Refusal::not_json("it must come in a text message"));
-        }
-        self.inbox.push(&chunk.data);
-        loop {
-            match self.inbox.next_object() {
-                Ok(Some(json)) => self.handle_request(&json),
-                Ok(None) => break,
-                Err(FramingError::TooLarge) => return self.close(Close::RequestTooLarge),
-                Err(error) => return self.refuse(&Refusal::not_json(error)),
+    /// Handles the next piece of input, false if there is none.
+    fn handle_input(&mut self) -> bool {
+        match self.state {
+            State::Greeting { .. } => self.handle_next_request(),
+            State::Authenticating { .. } | State::Waiting { .. } if !self.inbox.is_empty() => {
+                self.close(Close::EarlyData);
+                true
             }
-            match self.state {
-                State::Greeting { .. } => {}
-                _ if self.inbox.is_empty() => return,
-                _ => return self.close(Close::EarlyData),
-            }
+            _ => false,
         }
-        if chunk.last
-            && let Err(error) = self.inbox.finish()
-        {
-            self.refuse(&Refusal::not_json(error));
+    }
+
+    fn handle_next_request(&mut self) -> bool {
+        match self.inbox.next_object() {
+            Ok(Some(json)) => self.handle_request(&json),
+            Ok(None) if self.message_ended => match self.inbox.finish() {
+                Ok(()) => return false,
+                Err(error) => self.refuse(&Refusal::not_json(error)),
+            },
+            Ok(None) => return false,
+            Err(FramingError::TooLarge) => self.close(Close::RequestTooLarge),
+            Err(error) => self.refuse(&Refusal::not_json(error)),
         }
+        true
     }
 
     fn handle_request(&mut self, json: &[u8]) {

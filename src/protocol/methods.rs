@@ -173,10 +173,11 @@ pub(super) fn resolve(request: &mut Request) -> Result<Call, Refusal> {
     let refuse = |error: String| Refusal::new(request.id, error);
     let in_namespace = || METHODS.iter().filter(|method| method.namespace == request.namespace);
     if in_namespace().next().is_none() {
-        return Err(refuse(format!("No such namespace. There are {}", listed(namespaces()))));
+        return Err(refuse(format!("No such namespace. There are {}", namespaces().join(", "))));
     }
     let Some(method) = in_namespace().find(|method| method.name == request.method) else {
-        let names = listed(in_namespace().map(|method| method.name).collect());
+        let names: Vec<_> = in_namespace().map(|method| method.name).collect();
+        let names = names.join(", ");
         return Err(refuse(format!("No such method. This namespace has {names}")));
     };
     let faults = faults_of(method.params, &request.params);
@@ -190,10 +191,6 @@ fn namespaces() -> Vec<&'static str> {
     let mut names: Vec<_> = METHODS.iter().map(|method| method.namespace).collect();
     names.dedup();
     names
-}
-
-fn listed(names: Vec<&str>) -> String {
-    names.join(", ")
 }
 
 /// Every missing, wrong-typed and unknown param, each named. Values are not repeated: they may be

@@ -1,0 +1,209 @@
+//! Moves chunks between two legs until one of them ends, and then ends the other, so that nothing
+//! that was accepted is lost.
+//!
+//! One task runs a tunnel: [`flow`] polls both legs and both directions in it. Where the legs lead
+//! (an endpoint, another node) is not known here.
+
+mod pump;
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::time::{sleep, timeout};
+
+pub use self::pump::Traffic;
+use self::pump::{Pump, Stop};
+use crate::protocol::Close;
+use crate::transport::{End, Leg};
+
+/// One end of a tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The endpoint that waited.
+    First,
+    /// The endpoint that came to it.
+    Second,
+}
+
+/// What a tunnel did.
+#[derive(Debug)]
+pub struct Report {
+    /// From the first endpoint to the second one.
+    pub forth: Traffic,
+    /// From the second endpoint to the first one.
+    pub back: Traffic,
+    /// Who ended it; `None` if the node did.
+    pub ended_by: Option<Side>,
+    /// Why it ended.
+    pub reason: Close,
+}
+
+/// A tunnel whose data flows no more, and whose legs are still to be closed.
+pub struct Ended {
+    cause: Cause,
+    forth: Pump,
+    back: Pump,
+}
+
+enum Cause {
+    Left(Side, End),
+    Stopped(Close),
+}
+
+/// Relays until one leg ends or `stop` says that the tunnel must. `patience` bounds how long is
+/// read from an endpoint that takes nothing more.
+pub async fn flow(
+    first: &mut dyn Leg,
+    second: &mut dyn Leg,
+    stop: impl Future<Output = Close>,
+    patience: Duration,
+) -> Ended {
+    let (mut forth, mut back) = (Pump::default(), Pump::default());
+    let cause = pump_both(first, second, &mut forth, &mut back, stop, patience).await;
+    Ended { cause, forth, back }
+}
+
+/// Closes both legs. Whatever was accepted from a leg that ended is delivered to the other one
+/// first, for as long as that one takes it; `patience` bounds how long an endpoint may take to
+/// answer a goodbye.
+pub async fn finish<'a>(
+    first: &'a mut dyn Leg,
+    second: &'a mut dyn Leg,
+    ended: Ended,
+    patience: Duration,
+) -> Report {
+    let Ended { cause, mut forth, mut back } = ended;
+    let (ended_by, reason) = match &cause {
+        Cause::Stopped(close) => (None, *close),
+        Cause::Left(side, End::Left) => (Some(*side), Close::OtherLeft),
+        Cause::Left(side, End::Lost(_)) => (Some(*side), Close::OtherLost),
+        Cause::Left(side, End::Fault(close)) => (Some(*side), *close),
+    };
+    match cause {
+        Cause::Stopped(close) => {
+            tokio::join!(
+                deliver_and_close(&mut back, first, close, patience),
+                deliver_and_close(&mut forth, second, close, patience),
+            );
+        }
+        Cause::Left(side, end) => {
+            let close = seen_by_the_other(&end);
+            let (gone, left, pump) = match side {
+                Side::First => (first, second, &mut forth),
+                Side::Second => (second, first, &mut back),
+            };
+            tokio::join!(
+                close_ended(gone, end, patience),
+                deliver_and_close(pump, left, close, patience),
+            );
+        }
+    }
+    Report { forth: forth.traffic(), back: back.traffic(), ended_by, reason }
+}
+
+/// Only an orderly end may look like one.
+fn seen_by_the_other(end: &End) -> Close {
+    match end {
+        End::Left => Close::OtherLeft,
+        End::Lost(_) | End::Fault(_) => Close::OtherLost,
+    }
+}
+
+/// Pumps both ways until something ends it.
+async fn pump_both(
+    first: &mut dyn Leg,
+    second: &mut dyn Leg,
+    forth: &mut Pump,
+    back: &mut Pump,
+    stop: impl Future<Output = Close>,
+    patience: Duration,
+) -> Cause {
+    let mut stop = pin!(stop);
+    // A leg that takes nothing more may still have sent something worth delivering.
+    let mut broken: Option<(Side, End)> = None;
+    let mut last_words = pin!(None);
+    poll_fn(|cx| {
+        if let Poll::Ready(close) = stop.as_mut().poll(cx) {
+            return Poll::Ready(Cause::Stopped(close));
+        }
+        if let Poll::Ready(end) = first.poll_health(cx) {
+            return Poll::Ready(Cause::Left(Side::First, end));
+        }
+        if let Poll::Ready(end) = second.poll_health(cx) {
+            return Poll::Ready(Cause::Left(Side::Second, end));
+        }
+        for (source, sink) in [(Side::First, Side::Second), (Side::Second, Side::First)] {
+            let stop = match source {
+                Side::First => forth.poll(cx, first, second),
+                Side::Second => back.poll(cx, second, first),
+            };
+            match stop {
+                Poll::Pending => {}
+                Poll::Ready(Stop::Source(end)) => return Poll::Ready(Cause::Left(source, end)),
+                Poll::Ready(Stop::Sink(end)) => {
+                    broken.get_or_insert((sink, end));
+                    last_words.set(Some(sleep(patience)));
+                    cx.waker().wake_by_ref();
+                }
+            }
+        }
+        if let Some(sleep) = last_words.as_mut().as_pin_mut()
+            && sleep.poll(cx).is_ready()
+            && let Some((side, end)) = broken.take()
+        {
+            return Poll::Ready(Cause::Left(side, end));
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+/// Hands a leg what the pump still holds for it, then closes it.
+async fn deliver_and_close(pump: &mut Pump, leg: &mut dyn Leg, close: Close, patience: Duration) {
+    let mut open = true;
+    poll_fn(|cx| {
+        // What it sends now has nowhere to go, but must be read: it may not take our data before
+        // it has got rid of its own.
+        open = open && leg.poll_discard(cx).is_pending();
+        if !open || leg.poll_health(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        pump.poll_deliver(cx, leg)
+    })
+    .await;
+    close_leg(leg, Some(close), patience).await;
+}
+
+/// Closes the leg that ended the tunnel.
+async fn close_ended(leg: &mut dyn Leg, end: End, patience: Duration) {
+    match end {
+        End::Left => close_leg(leg, None, patience).await,
+        End::Fault(close) => close_leg(leg, Some(close), patience).await,
+        End::Lost(_) => {}
+    }
+}
+
+/// Says goodbye (or flushes the answer to one), waits until nothing more comes, and ends the
+/// connection; all within `patience`.
+///
+/// It waits because to close a connection with unread data resets it, and a reset destroys what
+/// the endpoint has not read yet.
+pub async fn close_leg(leg: &mut dyn Leg, close: Option<Close>, patience: Duration) {
+    let mut said = close.is_none();
+    let goodbye = poll_fn(|cx: &mut Context<'_>| {
+        if let (false, Some(close)) = (said, close) {
+            leg.send_close(cx, close);
+            said = true;
+        }
+        let flushed = leg.poll_flush(cx);
+        match leg.poll_discard(cx) {
+            Poll::Ready(()) if flushed.is_ready() => Poll::Ready(()),
+            Poll::Ready(()) | Poll::Pending => Poll::Pending,
+        }
+    });
+    // Out of time or not, the connection ends; what is in the kernel's hands still goes out.
+    let _in_time = timeout(patience, goodbye).await;
+    let _in_time = timeout(patience, poll_fn(|cx| leg.poll_shutdown(cx))).await;
+}

@@ -1,0 +1,111 @@
+//! One direction of a tunnel: takes a chunk from one leg when the other has room for it.
+
+use std::task::{Context, Poll, ready};
+
+use crate::protocol::Chunk;
+use crate::transport::{End, Leg};
+
+/// The most bytes handed to a leg at once; larger chunks are cut. It bounds what a leg has to
+/// buffer, whatever the size of messages.
+const PIECE: usize = 64 * 1024;
+/// Chunks moved in one go; other tasks of this thread get their turn behind them.
+const CHUNKS_PER_POLL: usize = 64;
+
+/// What went through one direction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Payload bytes.
+    pub bytes: u64,
+    /// Complete messages.
+    pub messages: u64,
+}
+
+/// Why a pump stops.
+pub(super) enum Stop {
+    /// Nothing more comes.
+    Source(End),
+    /// Nothing more can be sent. The pump rests from now on.
+    Sink(End),
+}
+
+/// One direction. Holds at most one chunk.
+#[derive(Default)]
+pub(super) struct Pump {
+    held: Option<Chunk>,
+    /// All that was sent has gone out. Not so at first: the notification has not.
+    flushed: bool,
+    broken: bool,
+    traffic: Traffic,
+}
+
+impl Pump {
+    pub(super) fn traffic(&self) -> Traffic {
+        self.traffic
+    }
+
+    /// Moves what can be moved.
+    pub(super) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut dyn Leg,
+        sink: &mut dyn Leg,
+    ) -> Poll<Stop> {
+        if self.broken {
+            return Poll::Pending;
+        }
+        for _ in 0..CHUNKS_PER_POLL {
+            if let Err(end) = ready!(self.poll_send_held(cx, sink)) {
+                self.broken = true;
+                return Poll::Ready(Stop::Sink(end));
+            }
+            match source.poll_recv(cx) {
+                Poll::Ready(Ok(chunk)) => self.held = Some(chunk),
+                Poll::Ready(Err(end)) => return Poll::Ready(Stop::Source(end)),
+                Poll::Pending => {
+                    // Nothing more to put with it: what is there goes out now.
+                    if !self.flushed
+                        && let Poll::Ready(result) = sink.poll_flush(cx)
+                    {
+                        self.flushed = true;
+                        if let Err(end) = result {
+                            self.broken = true;
+                            return Poll::Ready(Stop::Sink(end));
+                        }
+                    }
+                    return Poll::Pending;
+                }
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Sends what is held and flushes; ready when that is done or the sink cannot take it.
+    pub(super) fn poll_deliver(&mut self, cx: &mut Context<'_>, sink: &mut dyn Leg) -> Poll<()> {
+        if self.broken || ready!(self.poll_send_held(cx, sink)).is_err() {
+            return Poll::Ready(());
+        }
+        sink.poll_flush(cx).map(|_result| ())
+    }
+
+    fn poll_send_held(
+        &mut self,
+        cx: &mut Context<'_>,
+        sink: &mut dyn Leg,
+    ) -> Poll<Result<(), End>> {
+        while let Some(chunk) = &mut self.held {
+            ready!(sink.poll_ready(cx))?;
+            let piece = if chunk.data.len() > PIECE {
+                Chunk { kind: chunk.kind, data: chunk.data.split_to(PIECE), last: false }
+            } else {
+                let Some(chunk) = self.held.take() else { break };
+                chunk
+            };
+            self.traffic.bytes += piece.data.len() as u64;
+            self.traffic.messages += u64::from(piece.last);
+            self.flushed = false;
+            sink.send(cx, piece)?;
+        }
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,106 @@
+//! The rendezvous of a node that is alone.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry as Slot;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, ready};
+
+use super::{Answer, Offer, Rendezvous};
+use crate::ids::OfferId;
+use crate::protocol::PairingKey;
+
+/// Entries in this process's memory.
+#[derive(Default)]
+pub struct MemoryRendezvous {
+    entries: Mutex<HashMap<PairingKey, Entry>>,
+}
+
+struct Entry {
+    owner: OfferId,
+    standing: bool,
+}
+
+impl MemoryRendezvous {
+    /// Keys that are waiting or standing now.
+    pub fn len(&self) -> usize {
+        self.entries().len()
+    }
+
+    /// Whether nobody is here.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn entries(&self) -> MutexGuard<'_, HashMap<PairingKey, Entry>> {
+        // Each change is a single step: what a panicking thread left behind is in order.
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn decide(&self, offer: Offer) -> Answer {
+        match self.entries().entry(offer.key) {
+            Slot::Vacant(slot) => {
+                slot.insert(Entry { owner: offer.id, standing: false });
+                Answer::Wait
+            }
+            Slot::Occupied(mut slot) => {
+                let entry = slot.get_mut();
+                if std::mem::replace(&mut entry.standing, true) {
+                    Answer::Taken
+                } else {
+                    Answer::Claimed(entry.owner)
+                }
+            }
+        }
+    }
+}
+
+impl Rendezvous for MemoryRendezvous {
+    fn offer(self: Arc<Self>, offer: Offer) -> BoxFuture<'static, Answer> {
+        ready(self.decide(offer)).boxed()
+    }
+
+    fn release(&self, offer: Offer) {
+        if let Slot::Occupied(slot) = self.entries().entry(offer.key)
+            && slot.get().owner == offer.id
+        {
+            slot.remove();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::Token;
+
+    fn offer(token: &str) -> Offer {
+        Offer { key: PairingKey::new(&Token::new(token), None), id: OfferId::random() }
+    }
+
+    #[test]
+    fn the_second_claims_and_the_third_is_turned_away() {
+        let rendezvous = MemoryRendezvous::default();
+        let (first, second, third) = (offer("t"), offer("t"), offer("t"));
+        assert_eq!(rendezvous.decide(first), Answer::Wait);
+        assert_eq!(rendezvous.decide(offer("other")), Answer::Wait);
+        assert_eq!(rendezvous.decide(second), Answer::Claimed(first.id));
+        assert_eq!(rendezvous.decide(third), Answer::Taken);
+        rendezvous.release(first);
+        assert_eq!(rendezvous.decide(third), Answer::Wait);
+    }
+
+    #[test]
+    fn only_the_owner_releases() {
+        let rendezvous = MemoryRendezvous::default();
+        let (first, second) = (offer("t"), offer("t"));
+        assert_eq!(rendezvous.decide(first), Answer::Wait);
+        rendezvous.release(second);
+        assert_eq!(rendezvous.decide(second), Answer::Claimed(first.id));
+        rendezvous.release(second);
+        assert_eq!(rendezvous.decide(offer("t")), Answer::Taken);
+        rendezvous.release(first);
+        assert!(rendezvous.is_empty());
+    }
+}

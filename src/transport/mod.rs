@@ -1,0 +1,115 @@
+//! How endpoints are reached: a [`Transport`] turns an accepted TCP connection into a [`Leg`],
+//! and nothing above it knows which kind of transport that was.
+//!
+//! Here are the two traits; [`tls`] and [`websocket`] are the parts of the one transport there is.
+//! Protocol messages and pairing are not known here.
+
+mod keepalive;
+pub mod tls;
+pub mod websocket;
+
+use std::io;
+use std::task::{Context, Poll};
+
+use futures_util::future::BoxFuture;
+use thiserror::Error;
+use tokio::net::TcpStream;
+
+use crate::protocol::{Chunk, Close};
+
+pub use keepalive::Patience;
+
+/// One end of a tunnel, as the relay sees it: chunks out, chunks in, and an end.
+///
+/// All methods belong to one task. They never block; those that return [`Poll::Pending`] wake that
+/// task when there is more to do.
+pub trait Leg: Send {
+    /// The next chunk that came in. After an error only the closing methods may be called.
+    fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Chunk, End>>;
+
+    /// Ready once there is room for one more chunk: this is where backpressure comes from.
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>>;
+
+    /// Takes a chunk to be sent. [`Leg::poll_ready`] must have been ready just before.
+    fn send(&mut self, cx: &mut Context<'_>, chunk: Chunk) -> Result<(), End>;
+
+    /// Ready once all that was taken is handed to the network.
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>>;
+
+    /// Ready when the endpoint must be given up: it answers no pings, or takes no data.
+    /// Must be polled all the time, whatever else happens; this also sends the pings.
+    fn poll_health(&mut self, cx: &mut Context<'_>) -> Poll<End>;
+
+    /// Messages larger than this many bytes end the connection from now on.
+    fn set_message_limit(&mut self, bytes: usize);
+
+    /// Says goodbye behind all data that was taken. No effect if the endpoint has done so already.
+    fn send_close(&mut self, cx: &mut Context<'_>, close: Close);
+
+    /// Throws away whatever comes in; ready once nothing more can come.
+    fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<()>;
+
+    /// Ends the connection below in order (TLS `close_notify`, then FIN).
+    fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<()>;
+}
+
+/// Why nothing more comes from a leg, or can be sent to it.
+#[derive(Debug)]
+pub enum End {
+    /// The endpoint said goodbye.
+    Left,
+    /// The connection broke.
+    Lost(io::Error),
+    /// The endpoint broke a rule or gave no sign of life; it is to be closed with this.
+    Fault(Close),
+}
+
+/// Turns accepted TCP connections into legs. One value serves all connections of a listener.
+pub trait Transport: Send + Sync {
+    /// Does everything up to the first message. `refusal` is an answer for a connection that there
+    /// is no room for; it still gets to hear so, if the transport can say it.
+    fn accept(
+        &self,
+        tcp: TcpStream,
+        refusal: Option<Refusal>,
+    ) -> BoxFuture<'_, Result<Box<dyn Leg>, AcceptError>>;
+}
+
+/// Why there is no room for a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum Refusal {
+    /// `limits.connections` is reached.
+    #[error("too many connections")]
+    Connections,
+    /// `limits.unauthenticated` is reached.
+    #[error("too many connections that are not authenticated yet")]
+    Unauthenticated,
+    /// `limits.unauthenticated_per_ip` is reached.
+    #[error("too many connections from this address that are not authenticated yet")]
+    UnauthenticatedPerIp,
+    /// The node is draining.
+    #[error("the node is shutting down")]
+    Draining,
+}
+
+/// Why an accepted connection did not become a leg.
+#[derive(Debug, Error)]
+pub enum AcceptError {
+    /// The TLS handshake failed.
+    #[error("TLS handshake failed")]
+    Tls(#[source] io::Error),
+    /// The connection broke, or ended, before the upgrade was done.
+    #[error("connection ended before the upgrade was done")]
+    Io(#[source] io::Error),
+    /// It was no WebSocket upgrade; the client got this HTTP status.
+    #[error("no WebSocket upgrade (answered {status}): {why}")]
+    NoUpgrade {
+        /// The HTTP status of the answer.
+        status: u16,
+        /// What was wrong with the request.
+        why: &'static str,
+    },
+    /// There was no room for it, and the client was told.
+    #[error("refused: {0}")]
+    Refused(Refusal),
+}

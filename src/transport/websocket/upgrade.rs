@@ -1,0 +1,138 @@
+//! From the first byte of HTTP to a WebSocket: one request head in, one answer out. Whoever asks
+//! for something else gets a plain answer that says what this server is.
+
+use std::io;
+
+use http::{HeaderName, HeaderValue, Method, Request, StatusCode, Version};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio_tungstenite::tungstenite::error::{Error as WsError, ProtocolError};
+use tokio_tungstenite::tungstenite::handshake::server::{create_response, write_response};
+
+use crate::transport::{AcceptError, Refusal};
+
+/// The largest request head, in bytes.
+const MAX_HEAD: usize = 8 * 1024;
+/// The most header fields.
+const MAX_HEADERS: usize = 64;
+
+/// Reads the upgrade request and answers it. Returns the bytes that came behind it.
+pub(super) async fn upgrade<S>(
+    stream: &mut S,
+    refusal: Option<Refusal>,
+) -> Result<Vec<u8>, AcceptError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    match handshake(stream, refusal).await {
+        Err(Rejected { status, why, error }) => {
+            answer(stream, status, why).await;
+            Err(error.unwrap_or(AcceptError::NoUpgrade { status: status.as_u16(), why }))
+        }
+        Ok(Err(error)) => Err(AcceptError::Io(error)),
+        Ok(Ok(rest)) => Ok(rest),
+    }
+}
+
+/// A request that gets an HTTP answer instead of a WebSocket.
+struct Rejected {
+    status: StatusCode,
+    why: &'static str,
+    error: Option<AcceptError>,
+}
+
+impl Rejected {
+    fn new(status: StatusCode, why: &'static str) -> Self {
+        Self { status, why, error: None }
+    }
+}
+
+async fn handshake<S>(
+    stream: &mut S,
+    refusal: Option<Refusal>,
+) -> Result<io::Result<Vec<u8>>, Rejected>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut head = Vec::with_capacity(1024);
+    let (request, length) = loop {
+        match stream.read_buf(&mut head).await {
+            Ok(0) => return Ok(Err(io::ErrorKind::UnexpectedEof.into())),
+            Ok(_) => {}
+            Err(error) => return Ok(Err(error)),
+        }
+        if let Some(parsed) = parse(&head)? {
+            break parsed;
+        }
+        if head.len() >= MAX_HEAD {
+            let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+            return Err(Rejected::new(status, "The request head is larger than 8 KiB."));
+        }
+    };
+    let response = create_response(&request).map_err(|error| reject(&error))?;
+    if let Some(refusal) = refusal {
+        let (status, why) = (StatusCode::SERVICE_UNAVAILABLE, "No room now. Try again later.");
+        return Err(Rejected { status, why, error: Some(AcceptError::Refused(refusal)) });
+    }
+    let mut bytes = Vec::with_capacity(256);
+    write_response(&mut bytes, &response).expect("a Vec takes everything");
+    if let Err(error) = stream.write_all(&bytes).await {
+        return Ok(Err(error));
+    }
+    Ok(stream.flush().await.map(|()| head.split_off(length)))
+}
+
+/// The request and the length of its head, once the head is complete.
+fn parse(head: &[u8]) -> Result<Option<(Request<()>, usize)>, Rejected> {
+    let malformed = || Rejected::new(StatusCode::BAD_REQUEST, "This is not an HTTP request.");
+    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut parsed = httparse::Request::new(&mut headers);
+    let httparse::Status::Complete(length) = parsed.parse(head).map_err(|_| malformed())? else {
+        return Ok(None);
+    };
+    let method = parsed.method.and_then(|name| Method::from_bytes(name.as_bytes()).ok());
+    let mut request = Request::new(());
+    *request.method_mut() = method.ok_or_else(malformed)?;
+    *request.version_mut() =
+        if parsed.version == Some(1) { Version::HTTP_11 } else { Version::HTTP_10 };
+    for header in parsed.headers {
+        let name = HeaderName::from_bytes(header.name.as_bytes()).map_err(|_| malformed())?;
+        let value = HeaderValue::from_bytes(header.value).map_err(|_| malformed())?;
+        request.headers_mut().append(name, value);
+    }
+    Ok(Some((request, length)))
+}
+
+fn reject(error: &WsError) -> Rejected {
+    match error {
+        WsError::Protocol(ProtocolError::WrongHttpMethod) => {
+            Rejected::new(StatusCode::METHOD_NOT_ALLOWED, "A WebSocket upgrade is a GET.")
+        }
+        WsError::Protocol(
+            ProtocolError::MissingConnectionUpgradeHeader
+            | ProtocolError::MissingUpgradeWebSocketHeader
+            | ProtocolError::MissingSecWebSocketVersionHeader,
+        ) => Rejected::new(
+            StatusCode::UPGRADE_REQUIRED,
+            "This is a nymea remote proxy. It speaks WebSocket (version 13) only.",
+        ),
+        _ => Rejected::new(StatusCode::BAD_REQUEST, "The WebSocket upgrade is malformed."),
+    }
+}
+
+/// Best effort: the client may be gone, and the connection ends anyway.
+async fn answer<S: AsyncWrite + Unpin>(stream: &mut S, status: StatusCode, why: &str) {
+    let extra = match status {
+        StatusCode::UPGRADE_REQUIRED => "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n",
+        StatusCode::SERVICE_UNAVAILABLE => "Retry-After: 5\r\n",
+        StatusCode::METHOD_NOT_ALLOWED => "Allow: GET\r\n",
+        _ => "",
+    };
+    let response = format!(
+        "HTTP/1.1 {status}\r\n{extra}Connection: close\r\nContent-Type: text/plain\r\n\
+         Content-Length: {}\r\n\r\n{why}\n",
+        why.len() + 1
+    );
+    if stream.write_all(response.as_bytes()).await.is_ok() {
+        let _gone_anyway = stream.shutdown().await;
+    }
+}
