@@ -315,7 +315,7 @@ mod tests {
     use super::super::message::parse_request;
     use super::*;
 
-    fn call(method: &str, params: Value) -> Result<Call, String> {
+    fn call(method: &str, params: &Value) -> Result<Call, String> {
         let json = json!({"id": 5, "method": method, "params": params}).to_string();
         let mut request = parse_request(json.as_bytes()).expect("frame is in order");
         resolve(&mut request).map_err(|refusal| {
@@ -326,9 +326,9 @@ mod tests {
 
     #[test]
     fn unknown_names_are_told_apart() {
-        let error = call("Nothing.Hello", json!({})).expect_err("no such namespace");
+        let error = call("Nothing.Hello", &json!({})).expect_err("no such namespace");
         assert!(error.starts_with("No such namespace"), "{error}");
-        let error = call("RemoteProxy.Nothing", json!({})).expect_err("no such method");
+        let error = call("RemoteProxy.Nothing", &json!({})).expect_err("no such method");
         assert!(error.starts_with("No such method"), "{error}");
         assert!(error.ends_with("Hello, Introspect"), "{error}");
     }
@@ -336,13 +336,13 @@ mod tests {
     #[test]
     fn uuid_and_name_decide_the_generation() {
         let Ok(Call::Authenticate(first)) =
-            call("Authentication.Authenticate", json!({"token": "t"}))
+            call("Authentication.Authenticate", &json!({"token": "t"}))
         else {
             panic!("valid")
         };
         assert_eq!((first.generation, first.nonce), (Generation::One, None));
         let params = json!({"token": "t", "uuid": "u", "name": "n", "nonce": "x"});
-        let Ok(Call::Authenticate(second)) = call("Authentication.Authenticate", params) else {
+        let Ok(Call::Authenticate(second)) = call("Authentication.Authenticate", &params) else {
             panic!("valid")
         };
         assert_eq!((second.generation, &*second.identity.uuid), (Generation::Two, "u"));
@@ -351,7 +351,8 @@ mod tests {
 
     #[test]
     fn every_fault_is_named() {
-        let faults = |params| call("Authentication.Authenticate", params).expect_err("invalid");
+        let faults =
+            |params: Value| call("Authentication.Authenticate", &params).expect_err("invalid");
         assert_eq!(faults(json!({})), "Invalid params: 'token' is missing");
         assert_eq!(
             faults(json!({"token": 1, "nonce": null, "uuid": "u", "tokne": "t"})),
@@ -362,7 +363,7 @@ mod tests {
             faults(json!({"token": "t", "name": "n"})),
             "Invalid params: 'uuid' is missing, it goes with 'name'"
         );
-        let error = call("RemoteProxy.Hello", json!({"a": 1})).expect_err("no params");
+        let error = call("RemoteProxy.Hello", &json!({"a": 1})).expect_err("no params");
         assert_eq!(error, "Invalid params: 'a' is unknown");
     }
 

@@ -78,7 +78,7 @@ pub async fn finish<'a>(
     let (ended_by, reason) = match &cause {
         Cause::Stopped(close) => (None, *close),
         Cause::Left(side, End::Left) => (Some(*side), Close::OtherLeft),
-        Cause::Left(side, End::Lost(_)) => (Some(*side), Close::OtherLost),
+        Cause::Left(side, End::Failed | End::Lost(_)) => (Some(*side), Close::OtherLost),
         Cause::Left(side, End::Fault(close)) => (Some(*side), *close),
     };
     match cause {
@@ -107,7 +107,7 @@ pub async fn finish<'a>(
 fn seen_by_the_other(end: &End) -> Close {
     match end {
         End::Left => Close::OtherLeft,
-        End::Lost(_) | End::Fault(_) => Close::OtherLost,
+        End::Failed | End::Lost(_) | End::Fault(_) => Close::OtherLost,
     }
 }
 
@@ -179,7 +179,7 @@ async fn deliver_and_close(pump: &mut Pump, leg: &mut dyn Leg, close: Close, pat
 /// Closes the leg that ended the tunnel.
 async fn close_ended(leg: &mut dyn Leg, end: End, patience: Duration) {
     match end {
-        End::Left => close_leg(leg, None, patience).await,
+        End::Left | End::Failed => close_leg(leg, None, patience).await,
         End::Fault(close) => close_leg(leg, Some(close), patience).await,
         End::Lost(_) => {}
     }

@@ -114,11 +114,12 @@ pub(super) async fn negotiate(mut party: Box<Party>, shared: &Arc<Shared>) -> Ou
                         }
                     }
                 }
-                (_, left) => {
-                    stage = left;
+                (Answer::Taken, Stage::Offering { .. }) => {
+                    stage = Stage::Greeting;
                     party.endpoint.close(Close::Taken);
                     busy = true;
                 }
+                (_, other) => stage = other,
             },
             Event::Partner(second) => {
                 if let Stage::Waiting { entry, .. } | Stage::Offering { entry, .. } = stage {
@@ -136,7 +137,7 @@ pub(super) async fn negotiate(mut party: Box<Party>, shared: &Arc<Shared>) -> Ou
             Event::Ended(End::Fault(close)) => {
                 return over(party, stage, Some(close), shared).await;
             }
-            Event::Ended(End::Left) => return over(party, stage, None, shared).await,
+            Event::Ended(End::Left | End::Failed) => return over(party, stage, None, shared).await,
             Event::Ended(End::Lost(error)) => {
                 debug!(%error, "connection lost");
                 return withdraw(stage, shared);

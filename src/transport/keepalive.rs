@@ -101,7 +101,7 @@ mod tests {
     use super::*;
 
     const PATIENCE: Patience =
-        Patience { ping_interval: Duration::from_secs(20), stalled: Duration::from_secs(300) };
+        Patience { ping_interval: Duration::from_secs(20), stalled: Duration::from_mins(5) };
 
     /// The ticks within `time`, with their moments since the start.
     fn ticks(keepalive: &mut Keepalive, start: Instant, time: Duration) -> Vec<(Duration, Tick)> {
@@ -111,7 +111,7 @@ mod tests {
             match keepalive.tick(now) {
                 Tick::Nothing => {}
                 Tick::Ping => ticks.push((now - start, Tick::Ping)),
-                give_up => {
+                give_up @ Tick::GiveUp(_) => {
                     ticks.push((now - start, give_up));
                     break;
                 }

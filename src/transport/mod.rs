@@ -58,6 +58,9 @@ pub trait Leg: Send {
 pub enum End {
     /// The endpoint said goodbye.
     Left,
+    /// The endpoint said goodbye because something went wrong over there: what it sent must not be
+    /// taken for complete.
+    Failed,
     /// The connection broke.
     Lost(io::Error),
     /// The endpoint broke a rule or gave no sign of life; it is to be closed with this.

@@ -228,7 +228,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Leg for WebSocketLeg<S> {
             match ready!(self.poll_recv(cx)) {
                 // Our goodbye is answered once a further read finds the WebSocket closed.
                 Ok(_) | Err(End::Fault(_)) => {}
-                Err(End::Left | End::Lost(_)) => return Poll::Ready(()),
+                Err(End::Left | End::Failed | End::Lost(_)) => return Poll::Ready(()),
             }
         }
         yield_now(cx)
@@ -239,12 +239,11 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Leg for WebSocketLeg<S> {
     }
 }
 
-/// Codes other than "normal", "going away" and none mean that something went wrong over there;
-/// then the other endpoint must not take what it got for complete.
+/// Codes other than "normal", "going away" and none tell of a failure.
 fn goodbye(code: Option<CloseCode>) -> End {
     match code {
         None | Some(CloseCode::Normal | CloseCode::Away | CloseCode::Status) => End::Left,
-        Some(code) => End::Lost(io::Error::other(format!("closed with code {}", u16::from(code)))),
+        Some(_) => End::Failed,
     }
 }
 
