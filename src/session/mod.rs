@@ -100,8 +100,6 @@ pub(crate) struct Party {
     leg: Box<dyn Leg>,
     endpoint: Endpoint,
     ticket: Ticket,
-    /// `timeouts.close`
-    patience: Duration,
 }
 
 /// Serves one accepted connection until it is over.
@@ -116,8 +114,7 @@ pub async fn serve(tcp: TcpStream, client_addr: SocketAddr, shared: Arc<Shared>)
                 if let Some(leg) = accepted {
                     let server = Arc::clone(&shared.server);
                     let endpoint = Endpoint::new(server, shared.rules(), Instant::now());
-                    let patience = shared.timeouts.close;
-                    run(Box::new(Party { id, leg, endpoint, ticket, patience }), &shared).await;
+                    run(Box::new(Party { id, leg, endpoint, ticket }), &shared).await;
                 }
             }
             Err(refusal) => refuse(&shared, tcp, refusal).await,

@@ -249,9 +249,8 @@ async fn over(
     } else {
         debug!("client left");
     }
-    let closing = async move {
-        close_leg(&mut *party.leg, close, party.patience).await;
-    };
+    let patience = shared.timeouts.close;
+    let closing = async move { close_leg(&mut *party.leg, close, patience).await };
     if matches!(outcome, Outcome::Orphan(_)) {
         // The partner must not wait for a goodbye that is none of its business.
         shared.lifecycle.spawn(closing);
