@@ -1,16 +1,20 @@
-//! Every setting of a node, its default and its limits. [`load`] reads them from file,
-//! environment and flags; the rest of the program sees only these types.
+//! Every setting of a node and its default. [`Config::load`] reads them from file, environment
+//! and flags; the rest of the program sees only these types.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
+mod load;
 mod units;
+mod validate;
+
+pub use load::{ConfigError, Fault, Override};
 
 /// All settings.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Where the node listens and what it calls itself.
@@ -34,19 +38,21 @@ pub struct Config {
 }
 
 /// `server.*`
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Server {
     /// What `Hello` says.
     pub name: String,
-    /// The address to listen on.
+    /// The address to listen on; a host name in the configuration is looked up when it is read.
+    #[serde(deserialize_with = "units::address")]
     pub address: IpAddr,
     /// The port to listen on; 0 lets the system choose one.
+    #[serde(deserialize_with = "units::port")]
     pub port: u16,
 }
 
 /// `node.*`
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct NodeIdentity {
     /// The name of this instance.
@@ -54,7 +60,7 @@ pub struct NodeIdentity {
 }
 
 /// `tls.*`
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Tls {
     /// Off: `ws://` instead of `wss://`, for a node behind a load balancer that terminates TLS.
@@ -68,7 +74,7 @@ pub struct Tls {
 }
 
 /// `authentication.*`
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Authentication {
     /// URL of the authentication server.
@@ -76,68 +82,73 @@ pub struct Authentication {
     /// PEM file with certificates to trust besides the system's when asking that server.
     pub ca: Option<PathBuf>,
     /// How long that server may take to answer.
-    #[serde(deserialize_with = "units::duration")]
+    #[serde(deserialize_with = "units::duration", serialize_with = "units::write_duration")]
     pub timeout: Duration,
     /// Requests to that server at once; more wait.
+    #[serde(deserialize_with = "units::count")]
     pub concurrency: usize,
     /// Accept any token on any address, not just on loopback.
     pub insecure_accept_any: bool,
 }
 
 /// `timeouts.*`
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Timeouts {
     /// From the TCP connection until TLS and the upgrade are done.
-    #[serde(deserialize_with = "units::duration")]
+    #[serde(deserialize_with = "units::duration", serialize_with = "units::write_duration")]
     pub handshake: Duration,
     /// From the upgrade until the connection must ask to be authenticated.
-    #[serde(deserialize_with = "units::duration")]
+    #[serde(deserialize_with = "units::duration", serialize_with = "units::write_duration")]
     pub inactivity: Duration,
     /// From the upgrade until the connection must be authenticated.
-    #[serde(deserialize_with = "units::duration")]
+    #[serde(deserialize_with = "units::duration", serialize_with = "units::write_duration")]
     pub authentication: Duration,
     /// How long an authenticated endpoint waits for the other one.
-    #[serde(deserialize_with = "units::duration")]
+    #[serde(deserialize_with = "units::duration", serialize_with = "units::write_duration")]
     pub waiting: Duration,
     /// How long an endpoint may leave its data untaken before it is closed.
-    #[serde(deserialize_with = "units::duration")]
+    #[serde(deserialize_with = "units::duration", serialize_with = "units::write_duration")]
     pub stalled: Duration,
     /// How long an endpoint may take to answer a close.
-    #[serde(deserialize_with = "units::duration")]
+    #[serde(deserialize_with = "units::duration", serialize_with = "units::write_duration")]
     pub close: Duration,
 }
 
 /// `keepalive.*`
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Keepalive {
     /// An endpoint that sent nothing for this long is pinged (with 10 % jitter); after two
     /// unanswered pings it is dropped.
-    #[serde(deserialize_with = "units::duration")]
+    #[serde(deserialize_with = "units::duration", serialize_with = "units::write_duration")]
     pub interval: Duration,
 }
 
 /// `drain.*`
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Drain {
     /// How long standing tunnels may go on after a signal to stop.
-    #[serde(deserialize_with = "units::duration")]
+    #[serde(deserialize_with = "units::duration", serialize_with = "units::write_duration")]
     pub grace: Duration,
 }
 
 /// `limits.*`
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
     /// Connections in all.
+    #[serde(deserialize_with = "units::count")]
     pub connections: usize,
     /// Connections that are not authenticated yet, in all.
+    #[serde(deserialize_with = "units::count")]
     pub unauthenticated: usize,
     /// The same from one IPv4 address or one IPv6 /64 network.
+    #[serde(deserialize_with = "units::count")]
     pub unauthenticated_per_ip: usize,
     /// Requests on one connection before it is authenticated.
+    #[serde(deserialize_with = "units::count")]
     pub requests: u32,
     /// The largest message in a tunnel, in bytes.
     #[serde(deserialize_with = "units::size")]
@@ -145,7 +156,7 @@ pub struct Limits {
 }
 
 /// `log.*`
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Log {
     /// Also log to this file.

@@ -1,0 +1,254 @@
+//! Where settings come from: defaults, overridden by a TOML file, by the environment and by flags.
+//!
+//! Every fault is found, not just the first, and says which key it is about, where that was set
+//! and what was expected. The known keys and the kinds of their values are those of
+//! [`Config::default`], written as JSON: there is no other list of them.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::{fmt, fs, io};
+
+use config::{Environment, File, FileFormat, Map, Source, Value, ValueKind};
+use serde_json::{Value as Json, json};
+
+use super::Config;
+
+const PREFIX: &str = "REMOTEPROXY";
+const SEPARATOR: &str = "__";
+/// What the `config` crate calls the origin of values from environment variables.
+const ENVIRONMENT: &str = "the environment";
+
+/// A setting given by a flag of the command line.
+#[derive(Clone, Debug)]
+pub struct Override {
+    /// The setting, as in `server.port`.
+    pub key: &'static str,
+    /// Its value, written as in an environment variable.
+    pub value: String,
+    /// The flag, as in `--port`.
+    pub flag: &'static str,
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("the configuration file {} cannot be read", .file.display())]
+    Unreadable {
+        /// The file.
+        file: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The file is not TOML.
+    #[error("the configuration file {} is not valid TOML", .file.display())]
+    Syntax {
+        /// The file.
+        file: PathBuf,
+        /// What the parser said, with the line.
+        #[source]
+        source: config::ConfigError,
+    },
+    /// Settings that are wrong, in alphabetical order.
+    #[error("{}", list(.0))]
+    Invalid(Vec<Fault>),
+}
+
+/// One thing that is wrong with a configuration.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Fault {
+    /// The setting, as in `timeouts.waiting`.
+    pub key: String,
+    /// Where it was set: a file, an environment variable or a flag; unknown for a default.
+    pub origin: Option<String>,
+    /// What is wrong, and what was expected.
+    pub problem: String,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.origin {
+            Some(origin) => write!(f, "{} (from {origin}): {}", self.key, self.problem),
+            None => write!(f, "{}: {}", self.key, self.problem),
+        }
+    }
+}
+
+fn list(faults: &[Fault]) -> String {
+    let lines: Vec<_> = faults.iter().map(ToString::to_string).collect();
+    match &lines[..] {
+        [one] => format!("invalid configuration: {one}"),
+        many => format!("invalid configuration:\n  {}", many.join("\n  ")),
+    }
+}
+
+impl Config {
+    /// Reads the settings from `file`, the environment of the process and `flags`.
+    pub fn load(file: Option<&Path>, flags: Vec<Override>) -> Result<Self, ConfigError> {
+        let variables = std::env::vars_os().map(|(name, value)| {
+            (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned())
+        });
+        Self::load_from(file, variables, flags)
+    }
+
+    /// [`load`](Self::load) with the environment as an argument.
+    pub fn load_from(
+        file: Option<&Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
+        flags: Vec<Override>,
+    ) -> Result<Self, ConfigError> {
+        let mut reading = Reading::new(file);
+        for (section, value) in merge(file, environment, flags)? {
+            reading.section(&section, value);
+        }
+        reading.finish()
+    }
+}
+
+/// Everything that was set, in one tree whose values know where they come from.
+fn merge(
+    file: Option<&Path>,
+    environment: impl IntoIterator<Item = (String, String)>,
+    flags: Vec<Override>,
+) -> Result<Map<String, Value>, ConfigError> {
+    let text = match file {
+        Some(path) => fs::read_to_string(path)
+            .map_err(|source| ConfigError::Unreadable { file: path.into(), source })?,
+        None => String::new(),
+    };
+    let environment = Environment::with_prefix(PREFIX)
+        .separator(SEPARATOR)
+        .source(Some(environment.into_iter().collect()));
+    let mut sources = config::Config::builder()
+        .add_source(File::from_str(&text, FileFormat::Toml))
+        .add_source(environment);
+    let refused = |source| ConfigError::Syntax { file: file.unwrap_or("".as_ref()).into(), source };
+    for Override { key, value, flag } in flags {
+        let value = Value::new(Some(&flag.to_owned()), value);
+        sources = sources.set_override(key, value).map_err(refused)?;
+    }
+    sources.build().and_then(|merged| merged.collect()).map_err(refused)
+}
+
+/// The settings as far as they have been read.
+struct Reading<'a> {
+    file: Option<&'a Path>,
+    /// All settings, first with their defaults.
+    settings: Json,
+    origins: BTreeMap<String, String>,
+    faults: Vec<Fault>,
+}
+
+impl<'a> Reading<'a> {
+    fn new(file: Option<&'a Path>) -> Self {
+        let settings = json!(Config::default());
+        Self { file, settings, origins: BTreeMap::new(), faults: Vec::new() }
+    }
+
+    fn section(&mut self, section: &str, value: Value) {
+        let origin = self.origin(section, &value);
+        if self.settings.get(section).is_none() {
+            let problem =
+                format!("unknown section, expected one of {}", names_in(&self.settings).join(", "));
+            return self.fault(section.into(), origin, problem);
+        }
+        let ValueKind::Table(values) = value.kind else {
+            let problem =
+                format!("expected a section with {}", names_in(&self.settings[section]).join(", "));
+            return self.fault(section.into(), origin, problem);
+        };
+        for (name, value) in values {
+            self.setting(section, &name, value);
+        }
+    }
+
+    fn setting(&mut self, section: &str, name: &str, value: Value) {
+        let key = format!("{section}.{name}");
+        let origin = self.origin(&key, &value);
+        let known = names_in(&self.settings[section]).join(", ");
+        let Some(slot) = self.settings[section].get_mut(name) else {
+            let problem = format!("unknown setting, expected one of {known}");
+            return self.fault(key, origin, problem);
+        };
+        match typed(value, slot).and_then(|value| {
+            let alone = json!({ section: { name: value } });
+            serde_json::from_value::<Config>(alone)?;
+            Ok(value)
+        }) {
+            Ok(value) => {
+                *slot = value;
+                self.origins.insert(key, origin);
+            }
+            Err(error) => self.fault(key, origin, error.to_string()),
+        }
+    }
+
+    fn origin(&self, key: &str, value: &Value) -> String {
+        if let ValueKind::Table(values) = &value.kind
+            && let Some((name, value)) = values.iter().next()
+        {
+            return self.origin(&format!("{key}.{name}"), value);
+        }
+        match (value.origin(), self.file) {
+            (Some(ENVIRONMENT), _) => {
+                let path = key.to_uppercase().replace('.', SEPARATOR);
+                format!("{PREFIX}{SEPARATOR}{path}")
+            }
+            (Some(flag), _) => flag.into(),
+            (None, Some(file)) => file.display().to_string(),
+            (None, None) => ENVIRONMENT.into(),
+        }
+    }
+
+    fn fault(&mut self, key: String, origin: String, problem: String) {
+        self.faults.push(Fault { key, origin: Some(origin), problem });
+    }
+
+    /// What cannot be read as a value at all is told before what makes no sense as one.
+    fn finish(mut self) -> Result<Config, ConfigError> {
+        if self.faults.is_empty() {
+            let config: Config = serde_json::from_value(self.settings)
+                .map_err(|error| ConfigError::Invalid(vec![whole(&error)]))?;
+            self.faults = config.faults();
+            if self.faults.is_empty() {
+                return Ok(config);
+            }
+            for fault in &mut self.faults {
+                fault.origin = self.origins.remove(&fault.key);
+            }
+        }
+        self.faults.sort();
+        Err(ConfigError::Invalid(self.faults))
+    }
+}
+
+/// A host name may resolve when it is read alone and no longer a moment later.
+fn whole(error: &serde_json::Error) -> Fault {
+    Fault { key: "configuration".into(), origin: None, problem: error.to_string() }
+}
+
+/// Variables and flags are texts; what is a number or a boolean by default is meant as one.
+fn typed(value: Value, default: &Json) -> Result<Json, serde_json::Error> {
+    use serde::de::Error;
+
+    let is_text = value.origin().is_some();
+    let value: Json = value.try_deserialize().map_err(serde_json::Error::custom)?;
+    Ok(match (&value, default) {
+        (Json::String(text), Json::Bool(_) | Json::Number(_)) if is_text => {
+            match serde_json::from_str(text) {
+                Ok(scalar @ (Json::Bool(_) | Json::Number(_))) => scalar,
+                _ => value,
+            }
+        }
+        _ => value,
+    })
+}
+
+fn names_in(table: &Json) -> Vec<&str> {
+    table.as_object().into_iter().flatten().map(|(name, _)| name.as_str()).collect()
+}
+
+#[cfg(test)]
+#[path = "load_tests.rs"]
+mod tests;

@@ -1,0 +1,264 @@
+//! Which settings make sense, each by itself and together. Above all: nothing is open to the
+//! network without a certificate and an authentication server, unless told so in so many words.
+
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use url::Url;
+
+use super::{Config, ConfigError, Fault};
+
+const MAX_MESSAGE_SIZE: usize = 1 << 30;
+const MAX_COUNT: usize = 1_000_000_000;
+/// Far beyond any sense, and far below what a clock can add.
+const MAX_DURATION: Duration = Duration::from_hours(365 * 24);
+
+impl Config {
+    /// Whether the settings make sense; those that were [loaded](Self::load) do.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let faults = self.faults();
+        if faults.is_empty() { Ok(()) } else { Err(ConfigError::Invalid(faults)) }
+    }
+
+    pub(super) fn faults(&self) -> Vec<Fault> {
+        let mut faults = Faults(Vec::new());
+        faults.names(self);
+        faults.durations(self);
+        faults.limits(self);
+        faults.tls(self);
+        faults.authentication(self);
+        faults.0
+    }
+}
+
+/// Whether other machines can connect; `0.0.0.0` and `::` are every address of this machine.
+fn is_open(address: IpAddr) -> bool {
+    !address.to_canonical().is_loopback()
+}
+
+struct Faults(Vec<Fault>);
+
+impl Faults {
+    fn add(&mut self, key: &str, problem: impl Into<String>) {
+        self.0.push(Fault { key: key.into(), origin: None, problem: problem.into() });
+    }
+
+    fn names(&mut self, config: &Config) {
+        for (key, name) in [("server.name", &config.server.name), ("node.name", &config.node.name)]
+        {
+            if name.trim().is_empty() {
+                self.add(key, "must not be empty");
+            }
+        }
+        for (key, file) in [
+            ("tls.certificate", &config.tls.certificate),
+            ("tls.certificate_key", &config.tls.certificate_key),
+            ("authentication.ca", &config.authentication.ca),
+            ("log.file", &config.log.file),
+        ] {
+            if file.as_ref().is_some_and(|file| file.as_os_str().is_empty()) {
+                self.add(key, "must not be empty, expected the path of a file");
+            }
+        }
+    }
+
+    fn durations(&mut self, config: &Config) {
+        let timeouts = &config.timeouts;
+        for (key, duration) in [
+            ("timeouts.handshake", timeouts.handshake),
+            ("timeouts.inactivity", timeouts.inactivity),
+            ("timeouts.authentication", timeouts.authentication),
+            ("timeouts.waiting", timeouts.waiting),
+            ("timeouts.stalled", timeouts.stalled),
+            ("timeouts.close", timeouts.close),
+            ("authentication.timeout", config.authentication.timeout),
+            ("keepalive.interval", config.keepalive.interval),
+        ] {
+            if duration.is_zero() {
+                self.add(key, "must be longer than zero, expected a duration such as 8s");
+            }
+            self.finite(key, duration);
+        }
+        self.finite("drain.grace", config.drain.grace);
+    }
+
+    fn finite(&mut self, key: &str, duration: Duration) {
+        if duration > MAX_DURATION {
+            self.add(key, "is too long, expected at most 365d");
+        }
+    }
+
+    fn limits(&mut self, config: &Config) {
+        let limits = &config.limits;
+        let requests = limits.requests.try_into().unwrap_or(usize::MAX);
+        self.within("limits.connections", limits.connections, 1..=MAX_COUNT);
+        self.within("limits.unauthenticated", limits.unauthenticated, 1..=MAX_COUNT);
+        self.within("limits.unauthenticated_per_ip", limits.unauthenticated_per_ip, 1..=MAX_COUNT);
+        self.within("limits.requests", requests, 1..=MAX_COUNT);
+        self.within("authentication.concurrency", config.authentication.concurrency, 1..=MAX_COUNT);
+        if !(1..=MAX_MESSAGE_SIZE).contains(&limits.message_size) {
+            self.add("limits.message_size", "expected a size from 1 byte to 1GiB");
+        }
+    }
+
+    fn within(&mut self, key: &str, count: usize, range: RangeInclusive<usize>) {
+        if !range.contains(&count) {
+            self.add(key, format!("expected a number from {} to {}", range.start(), range.end()));
+        }
+    }
+
+    fn tls(&mut self, config: &Config) {
+        let tls = &config.tls;
+        match (&tls.certificate, &tls.certificate_key) {
+            (Some(_), None) => self.add(
+                "tls.certificate_key",
+                "missing: a certificate needs its key, give it with -k/--certificate-key <file>",
+            ),
+            (None, Some(_)) => self.add(
+                "tls.certificate",
+                "missing: a key needs its certificate, give it with -c/--certificate <file>",
+            ),
+            (Some(_), Some(_)) => {}
+            (None, None) => {
+                let address = config.server.address;
+                if is_open(address) && tls.enabled && !tls.insecure_self_signed {
+                    self.add("tls.certificate", needs_certificate(address));
+                }
+            }
+        }
+    }
+
+    fn authentication(&mut self, config: &Config) {
+        let authentication = &config.authentication;
+        match &authentication.server {
+            Some(server) if !is_http(server) => self.add(
+                "authentication.server",
+                "expected a URL such as https://auth.example.com/verify",
+            ),
+            Some(_) => {}
+            None => {
+                let address = config.server.address;
+                if is_open(address) && !authentication.insecure_accept_any {
+                    self.add("authentication.server", needs_authentication(address));
+                }
+            }
+        }
+    }
+}
+
+fn is_http(url: &str) -> bool {
+    Url::parse(url).is_ok_and(|url| matches!(url.scheme(), "http" | "https"))
+}
+
+fn needs_certificate(address: IpAddr) -> String {
+    format!(
+        "missing: other machines can connect to {address}, so give -c/--certificate <file> and \
+         -k/--certificate-key <file>, or accept the risk with --insecure-self-signed \
+         (tls.insecure_self_signed = true), or leave TLS to a load balancer with \
+         --insecure-no-tls (tls.enabled = false)"
+    )
+}
+
+fn needs_authentication(address: IpAddr) -> String {
+    format!(
+        "missing: other machines can connect to {address}, so give -a/--authentication-server \
+         <url>, or let any token in with --insecure-accept-any \
+         (authentication.insecure_accept_any = true)"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The keys at fault once `change` has been made to the defaults.
+    fn keys(change: impl FnOnce(&mut Config)) -> Vec<String> {
+        let mut config = Config::default();
+        change(&mut config);
+        config.faults().into_iter().map(|fault| fault.key).collect()
+    }
+
+    fn open(change: impl FnOnce(&mut Config)) -> Vec<String> {
+        keys(|config| {
+            config.server.address = IpAddr::from([0, 0, 0, 0]);
+            change(config);
+        })
+    }
+
+    #[test]
+    fn defaults_are_valid() {
+        assert!(Config::default().validate().is_ok());
+    }
+
+    #[test]
+    fn zero_and_endless_durations() {
+        assert_eq!(keys(|c| c.timeouts.handshake = Duration::ZERO), ["timeouts.handshake"]);
+        assert_eq!(keys(|c| c.keepalive.interval = Duration::ZERO), ["keepalive.interval"]);
+        assert_eq!(keys(|c| c.timeouts.waiting = Duration::MAX), ["timeouts.waiting"]);
+        assert_eq!(keys(|c| c.drain.grace = Duration::MAX), ["drain.grace"]);
+        assert!(keys(|c| c.drain.grace = Duration::ZERO).is_empty());
+    }
+
+    #[test]
+    fn limits() {
+        assert_eq!(keys(|c| c.limits.connections = 0), ["limits.connections"]);
+        assert_eq!(keys(|c| c.limits.requests = 0), ["limits.requests"]);
+        assert_eq!(keys(|c| c.limits.message_size = 0), ["limits.message_size"]);
+        assert_eq!(keys(|c| c.limits.message_size = (1 << 30) + 1), ["limits.message_size"]);
+        assert!(keys(|c| c.limits.message_size = 1 << 30).is_empty());
+        assert_eq!(keys(|c| c.authentication.concurrency = 0), ["authentication.concurrency"]);
+    }
+
+    #[test]
+    fn empty_texts() {
+        assert_eq!(keys(|c| c.server.name.clear()), ["server.name"]);
+        assert_eq!(keys(|c| c.node.name = " ".into()), ["node.name"]);
+        assert_eq!(keys(|c| c.log.file = Some("".into())), ["log.file"]);
+    }
+
+    #[test]
+    fn certificate_and_key_belong_together() {
+        assert_eq!(keys(|c| c.tls.certificate = Some("a".into())), ["tls.certificate_key"]);
+        assert_eq!(keys(|c| c.tls.certificate_key = Some("a".into())), ["tls.certificate"]);
+    }
+
+    #[test]
+    fn authentication_url() {
+        for url in ["", "auth.example.com", "ftp://auth.example.com", "http://"] {
+            let found = keys(|c| c.authentication.server = Some(url.into()));
+            assert_eq!(found, ["authentication.server"], "{url}");
+        }
+        assert!(keys(|c| c.authentication.server = Some("http://[::1]:80/x".into())).is_empty());
+    }
+
+    #[test]
+    fn loopback_needs_nothing() {
+        for address in ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"] {
+            let address = address.parse().expect("address");
+            assert!(keys(|c| c.server.address = address).is_empty(), "{address}");
+        }
+    }
+
+    #[test]
+    fn open_addresses_need_certificate_and_authentication() {
+        for address in ["0.0.0.0", "::", "192.168.1.1", "fe80::1", "::ffff:10.0.0.1"] {
+            let address = address.parse().expect("address");
+            let found = keys(|c| c.server.address = address);
+            assert_eq!(found, ["tls.certificate", "authentication.server"], "{address}");
+        }
+        let given = open(|c| {
+            c.tls.certificate = Some("a".into());
+            c.tls.certificate_key = Some("b".into());
+            c.authentication.server = Some("https://auth.example.com".into());
+        });
+        assert!(given.is_empty());
+    }
+
+    #[test]
+    fn absence_must_be_spelled_out() {
+        assert_eq!(open(|c| c.tls.insecure_self_signed = true), ["authentication.server"]);
+        assert_eq!(open(|c| c.tls.enabled = false), ["authentication.server"]);
+        assert_eq!(open(|c| c.authentication.insecure_accept_any = true), ["tls.certificate"]);
+    }
+}
