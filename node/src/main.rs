@@ -1,1 +1,110 @@
-fn main() {}
+//! `nymea-remoteproxy`: the node as a program. It reads flags and settings, sets up the log,
+//! starts the node and, told to stop, drains it. What a node does is in the library.
+//!
+//! Exit codes: 0 for an end in order, 1 when the node cannot run, 2 for wrong usage or settings.
+
+mod failure;
+mod flags;
+mod logging;
+mod signals;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::Parser;
+use nymea_remoteproxy::config::Config;
+use nymea_remoteproxy::node::{Node, Prepared};
+use tokio::runtime::Runtime;
+use tracing::{info, warn};
+
+use failure::Failure;
+use flags::Flags;
+use signals::Signals;
+
+/// File descriptors that are no connections: listeners, logs, questions to other servers.
+const SPARE_FILES: u64 = 100;
+
+fn main() -> ExitCode {
+    match run(&Flags::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+fn run(flags: &Flags) -> Result<(), Failure> {
+    let config =
+        Config::load(flags.config.as_deref(), flags.overrides()).map_err(Failure::configuration)?;
+    if flags.check {
+        return check(config);
+    }
+    let _log = logging::start(&config.log, flags.verbose).map_err(Failure::configuration)?;
+    let runtime = Runtime::new().map_err(Failure::runtime)?;
+    let outcome = runtime.block_on(serve(config));
+    // Whoever is still busy after the drain, or after a second signal, is not waited for.
+    runtime.shutdown_background();
+    outcome.inspect_err(Failure::log)
+}
+
+fn check(config: Config) -> Result<(), Failure> {
+    logging::check(&config.log).map_err(Failure::configuration)?;
+    let prepared = Prepared::new(config).map_err(Failure::configuration)?;
+    let mut out = io::stdout();
+    for line in prepared.summary() {
+        writeln!(out, "{line}").map_err(Failure::runtime)?;
+    }
+    writeln!(out, "the configuration is valid").map_err(Failure::runtime)
+}
+
+async fn serve(config: Config) -> Result<(), Failure> {
+    let mut signals = Signals::new().map_err(Failure::runtime)?;
+    raise_file_limit(config.limits.connections);
+    let scheme = if config.tls.enabled { "wss" } else { "ws" };
+    let by_default = config.tls.certificate.is_none() && config.authentication.server.is_none();
+
+    let prepared = Prepared::new(config).map_err(Failure::configuration)?;
+    let summary = prepared.summary();
+    let node = prepared.start().await.map_err(Failure::runtime)?;
+    for line in summary {
+        info!("{line}");
+    }
+    info!("listening on {scheme}://{}", node.local_addr());
+    if by_default {
+        tell_how_to_try(&node, scheme);
+    }
+
+    let signal = signals.next().await;
+    info!("{signal}: draining, a second signal ends the node at once");
+    tokio::select! {
+        () = node.drain() => info!("drained"),
+        signal = signals.next() => warn!("{signal}: ending at once"),
+    }
+    Ok(())
+}
+
+fn raise_file_limit(connections: usize) {
+    let wanted = u64::try_from(connections).unwrap_or(u64::MAX).saturating_add(SPARE_FILES);
+    match rlimit::increase_nofile_limit(u64::MAX) {
+        Ok(files) if files < wanted => warn!(
+            files,
+            wanted,
+            "fewer file descriptors than limits.connections needs: raise the limit of this \
+             process (ulimit -n, LimitNOFILE) or lower limits.connections"
+        ),
+        Ok(_) => {}
+        Err(error) => warn!(%error, "the limit of file descriptors cannot be raised"),
+    }
+}
+
+fn tell_how_to_try(node: &Node, scheme: &str) {
+    let mut address = node.local_addr();
+    if address.ip().is_unspecified() {
+        address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
+    }
+    let trust = node.fingerprint().map(|hash| format!(" --fingerprint {hash}")).unwrap_or_default();
+    for terminal in ["one terminal", "another"] {
+        info!(
+            "try it, in {terminal}: nymea-remoteproxy-client --url {scheme}://{address} \
+             --token try-it{trust}"
+        );
+    }
+}
