@@ -1,7 +1,7 @@
 //! Puts a node together from its parts and runs it.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,25 +39,26 @@ pub enum PrepareError {
 #[derive(Debug, Error)]
 pub enum StartError {
     /// The address cannot be listened on.
-    #[error("cannot listen on {address}: {}", advice(source))]
+    #[error("cannot listen on {address}: {}", advice(.error))]
     Listen {
         /// The address.
         address: SocketAddr,
-        /// What the system says.
-        source: io::Error,
+        /// What the system says; told by the text, as it comes with advice.
+        error: io::Error,
     },
 }
 
 fn advice(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::AddrInUse => {
-            "another program uses it; end that one or choose another port with --port".into()
+            "another program uses it; end that one or choose another port with -p/--port".into()
         }
         io::ErrorKind::AddrNotAvailable => {
-            "this machine has no such address; choose one of its own with --server".into()
+            "this machine has no such address; choose one of its own with -s/--server".into()
         }
         io::ErrorKind::PermissionDenied => {
-            "not permitted; ports below 1024 need the privilege, choose another with --port".into()
+            "not permitted; ports below 1024 need the privilege, choose another with -p/--port"
+                .into()
         }
         _ => error.to_string(),
     }
@@ -122,8 +123,8 @@ impl Prepared {
     /// Listens on the configured address and serves. Must be called within a tokio runtime.
     pub fn start(self) -> Result<Node, StartError> {
         let address = SocketAddr::new(self.config.server.address, self.config.server.port);
-        let listener = listen(address).map_err(|source| StartError::Listen { address, source })?;
-        self.start_on(listener).map_err(|source| StartError::Listen { address, source })
+        let listener = listen(address).map_err(|error| StartError::Listen { address, error })?;
+        self.start_on(listener).map_err(|error| StartError::Listen { address, error })
     }
 
     /// Serves on a listener that is bound already.
@@ -181,9 +182,13 @@ impl Node {
         self.local_addr
     }
 
-    /// The URL for clients.
+    /// The URL for clients on this machine, and for others if it listens on one address only.
     pub fn url(&self) -> String {
-        format!("{}://{}", self.scheme, self.local_addr)
+        let mut address = self.local_addr;
+        if address.ip().is_unspecified() {
+            address.set_ip(Ipv4Addr::LOCALHOST.into());
+        }
+        format!("{}://{address}", self.scheme)
     }
 
     /// The SHA-256 of its certificate in hex; `None` without TLS.

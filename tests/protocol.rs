@@ -317,7 +317,7 @@ async fn limits_of_connections_are_answered_with_503() {
     assert_eq!(second.text().await, "x");
     drop(idle);
     soon("room", async {
-        while Endpoint::try_connect(&node).await.is_err() {
+        while Box::pin(Endpoint::try_connect(&node)).await.is_err() {
             tokio::task::yield_now().await;
         }
     })

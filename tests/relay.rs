@@ -250,10 +250,8 @@ async fn two_hundred_tunnels_at_once_do_not_mix() {
 async fn exchange(endpoint: Endpoint, mine: u64, theirs: u64) {
     const MESSAGES: u64 = 20;
     let message = |seed: u64, number: u64| {
-        Message::binary(pattern(
-            seed * MESSAGES + number,
-            1 + (seed * 37 + number * 911) as usize % 20_000,
-        ))
+        let length = 1 + (seed * 37 + number * 911) % 20_000;
+        Message::binary(pattern(seed * MESSAGES + number, usize::try_from(length).unwrap()))
     };
     let (mut sink, mut stream) = endpoint.ws.split();
     let send = async {

@@ -58,24 +58,23 @@ fn check(config: Config) -> Result<(), Failure> {
 async fn serve(config: Config) -> Result<(), Failure> {
     let mut signals = Signals::new().map_err(Failure::runtime)?;
     raise_file_limit(config.limits.connections);
-    let scheme = if config.tls.enabled { "wss" } else { "ws" };
     let by_default = config.tls.certificate.is_none() && config.authentication.server.is_none();
 
     let prepared = Prepared::new(config).map_err(Failure::configuration)?;
     let summary = prepared.summary();
-    let node = prepared.start().await.map_err(Failure::runtime)?;
+    let node = prepared.start().map_err(Failure::runtime)?;
     for line in summary {
         info!("{line}");
     }
-    info!("listening on {scheme}://{}", node.local_addr());
+    info!("listening on {}", node.url());
     if by_default {
-        tell_how_to_try(&node, scheme);
+        tell_how_to_try(&node);
     }
 
     let signal = signals.next().await;
     info!("{signal}: draining, a second signal ends the node at once");
     tokio::select! {
-        () = node.drain() => info!("drained"),
+        () = node.drain() => {}
         signal = signals.next() => warn!("{signal}: ending at once"),
     }
     Ok(())
@@ -95,16 +94,12 @@ fn raise_file_limit(connections: usize) {
     }
 }
 
-fn tell_how_to_try(node: &Node, scheme: &str) {
-    let mut address = node.local_addr();
-    if address.ip().is_unspecified() {
-        address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
-    }
+fn tell_how_to_try(node: &Node) {
     let trust = node.fingerprint().map(|hash| format!(" --fingerprint {hash}")).unwrap_or_default();
     for terminal in ["one terminal", "another"] {
         info!(
-            "try it, in {terminal}: nymea-remoteproxy-client --url {scheme}://{address} \
-             --token try-it{trust}"
+            "try it, in {terminal}: nymea-remoteproxy-client --url {} --token try-it{trust}",
+            node.url()
         );
     }
 }

@@ -1,98 +1,12 @@
 //! The program `nymea-remoteproxy` as others see it: flags, settings, messages, exit codes.
 
-use std::io::{BufRead, BufReader};
+mod support;
+
+use std::fs;
 use std::net::TcpListener;
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::time::Duration;
-use std::{fs, thread};
 
+use support::{Running, command, fails, run};
 use tempfile::TempDir;
-
-const DEADLINE: Duration = Duration::from_secs(30);
-
-fn command(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_nymea-remoteproxy"));
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("REMOTEPROXY") {
-            command.env_remove(name);
-        }
-    }
-    command.args(arguments).stdin(Stdio::null());
-    command
-}
-
-fn run(arguments: &[&str]) -> Output {
-    command(arguments).output().expect("the program runs")
-}
-
-/// Runs what must fail with `code`, and gives the message.
-fn fails(code: i32, command: &mut Command) -> String {
-    let output = command.output().expect("the program runs");
-    let message = String::from_utf8(output.stderr).expect("UTF-8");
-    assert_eq!(output.status.code(), Some(code), "{message}");
-    assert!(message.contains("error: "), "{message}");
-    assert!(!message.contains("panicked"), "{message}");
-    message
-}
-
-/// A node that runs, and its log line by line.
-struct Running {
-    child: Child,
-    log: Receiver<String>,
-}
-
-impl Running {
-    fn start(arguments: &[&str]) -> Self {
-        let mut child = command(arguments).stderr(Stdio::piped()).spawn().expect("spawned");
-        let stderr = BufReader::new(child.stderr.take().expect("piped"));
-        let (lines, log) = channel();
-        thread::spawn(move || {
-            for line in stderr.lines().map_while(Result::ok) {
-                if lines.send(line).is_err() {
-                    break;
-                }
-            }
-        });
-        Self { child, log }
-    }
-
-    /// Waits for a line of the log.
-    fn line(&self, part: &str) -> String {
-        loop {
-            let line = self.log.recv_timeout(DEADLINE).unwrap_or_else(|_| panic!("no {part:?}"));
-            if line.contains(part) {
-                return line;
-            }
-        }
-    }
-
-    fn signal(&self, name: &str) {
-        let id = self.child.id().to_string();
-        let status = Command::new("kill").args(["-s", name, &id]).status().expect("kill runs");
-        assert!(status.success());
-    }
-
-    /// Waits for the end, and gives the exit code and the rest of the log.
-    fn end(mut self) -> (Option<i32>, String) {
-        let mut rest = String::new();
-        loop {
-            match self.log.recv_timeout(DEADLINE) {
-                Ok(line) => rest = rest + &line + "\n",
-                Err(RecvTimeoutError::Disconnected) => break,
-                Err(RecvTimeoutError::Timeout) => panic!("still running: {rest}"),
-            }
-        }
-        (self.child.wait().expect("ended").code(), rest)
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 #[test]
 fn help_lists_every_option() {

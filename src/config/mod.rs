@@ -229,7 +229,7 @@ impl Default for Drain {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            connections: 50_000,
+            connections: 16_384,
             unauthenticated: 5_000,
             unauthenticated_per_ip: 1_000,
             requests: 1_000,

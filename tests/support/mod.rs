@@ -26,10 +26,8 @@ pub const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Waits for something, at most [`DEADLINE`].
 pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
-    match tokio::time::timeout(DEADLINE, future).await {
-        Ok(value) => value,
-        Err(_) => panic!("waited {DEADLINE:?} for {what}"),
-    }
+    let in_time = tokio::time::timeout(DEADLINE, future).await;
+    in_time.unwrap_or_else(|_| panic!("waited {DEADLINE:?} for {what}"))
 }
 
 /// A node in this process with its defaults on a free port.
@@ -101,19 +99,19 @@ impl ServerCertVerifier for TrustAnything {
 
 /// A WebSocket to a node, without any knowledge of the protocol above it.
 pub struct Endpoint {
-    pub ws: WebSocketStream<TlsStream<TcpStream>>,
+    pub ws: Box<WebSocketStream<TlsStream<TcpStream>>>,
 }
 
 impl Endpoint {
     pub async fn connect(node: &Node) -> Self {
-        Self::try_connect(node).await.expect("upgrade")
+        Box::pin(Self::try_connect(node)).await.expect("upgrade")
     }
 
     pub async fn try_connect(node: &Node) -> Result<Self, WsError> {
         let config = WebSocketConfig::default().max_message_size(None).max_frame_size(None);
         let upgrade = client_async_with_config("wss://localhost/", tls(node).await, Some(config));
         let (ws, _) = soon("upgrade", upgrade).await?;
-        Ok(Self { ws })
+        Ok(Self { ws: Box::new(ws) })
     }
 
     /// Authenticated as generation 1, and waiting.
