@@ -6,15 +6,23 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
+use tokio::sync::watch;
 
-use super::{Answer, Offer, Rendezvous};
+use super::{Answer, Home, Offer, Rendezvous, Waiting};
 use crate::ids::OfferId;
 use crate::protocol::PairingKey;
 
 /// Entries in this process's memory.
-#[derive(Default)]
 pub struct MemoryRendezvous {
     entries: Mutex<HashMap<PairingKey, Entry>>,
+    /// Nothing is ever lost.
+    epoch: watch::Sender<u64>,
+}
+
+impl Default for MemoryRendezvous {
+    fn default() -> Self {
+        Self { entries: Mutex::default(), epoch: watch::Sender::new(0) }
+    }
 }
 
 struct Entry {
@@ -46,10 +54,12 @@ impl MemoryRendezvous {
             }
             Slot::Occupied(mut slot) => {
                 let entry = slot.get_mut();
-                if std::mem::replace(&mut entry.standing, true) {
+                if entry.owner == offer.id {
+                    Answer::Wait
+                } else if std::mem::replace(&mut entry.standing, true) {
                     Answer::Taken
                 } else {
-                    Answer::Claimed(entry.owner)
+                    Answer::Claimed(Waiting { id: entry.owner, home: Home::Here })
                 }
             }
         }
@@ -61,12 +71,16 @@ impl Rendezvous for MemoryRendezvous {
         ready(self.decide(offer)).boxed()
     }
 
-    fn release(&self, offer: Offer) {
-        if let Slot::Occupied(slot) = self.entries().entry(offer.key)
-            && slot.get().owner == offer.id
+    fn release(&self, key: PairingKey, offer: OfferId) {
+        if let Slot::Occupied(slot) = self.entries().entry(key)
+            && slot.get().owner == offer
         {
             slot.remove();
         }
+    }
+
+    fn epoch(&self) -> watch::Receiver<u64> {
+        self.epoch.subscribe()
     }
 }
 
@@ -76,7 +90,11 @@ mod tests {
     use crate::protocol::Token;
 
     fn offer(token: &str) -> Offer {
-        Offer { key: PairingKey::new(&Token::new(token), None), id: OfferId::random() }
+        Offer::new(PairingKey::new(&Token::new(token), None))
+    }
+
+    fn claimed(offer: Offer) -> Answer {
+        Answer::Claimed(Waiting { id: offer.id, home: Home::Here })
     }
 
     #[test]
@@ -85,9 +103,9 @@ mod tests {
         let (first, second, third) = (offer("t"), offer("t"), offer("t"));
         assert_eq!(rendezvous.decide(first), Answer::Wait);
         assert_eq!(rendezvous.decide(offer("other")), Answer::Wait);
-        assert_eq!(rendezvous.decide(second), Answer::Claimed(first.id));
+        assert_eq!(rendezvous.decide(second), claimed(first));
         assert_eq!(rendezvous.decide(third), Answer::Taken);
-        rendezvous.release(first);
+        rendezvous.release(first.key, first.id);
         assert_eq!(rendezvous.decide(third), Answer::Wait);
     }
 
@@ -96,11 +114,11 @@ mod tests {
         let rendezvous = MemoryRendezvous::default();
         let (first, second) = (offer("t"), offer("t"));
         assert_eq!(rendezvous.decide(first), Answer::Wait);
-        rendezvous.release(second);
-        assert_eq!(rendezvous.decide(second), Answer::Claimed(first.id));
-        rendezvous.release(second);
+        rendezvous.release(second.key, second.id);
+        assert_eq!(rendezvous.decide(second), claimed(first));
+        rendezvous.release(second.key, second.id);
         assert_eq!(rendezvous.decide(offer("t")), Answer::Taken);
-        rendezvous.release(first);
+        rendezvous.release(first.key, first.id);
         assert!(rendezvous.is_empty());
     }
 }

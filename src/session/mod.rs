@@ -175,7 +175,7 @@ struct Entry {
 impl Drop for Entry {
     fn drop(&mut self) {
         self.shared.registry.withdraw(self.offer.id);
-        self.shared.rendezvous.release(self.offer);
+        self.shared.rendezvous.release(self.offer.key, self.offer.id);
     }
 }
 

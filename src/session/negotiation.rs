@@ -15,7 +15,6 @@ use tracing::{debug, info, warn};
 
 use super::{Entry, Party, Shared, error_chain, send};
 use crate::auth;
-use crate::ids::OfferId;
 use crate::protocol::{Action, Chunk, Close, PairingKey, Verdict};
 use crate::relay::close_leg;
 use crate::rendezvous::{Answer, Offer};
@@ -101,15 +100,15 @@ pub(super) async fn negotiate(mut party: Box<Party>, shared: &Arc<Shared>) -> Ou
                     debug!("waiting for the other endpoint");
                     stage = Stage::Waiting { entry, partner };
                 }
-                (Answer::Claimed(owner), Stage::Offering { entry, .. }) => {
+                (Answer::Claimed(waiting), Stage::Offering { entry, .. }) => {
                     let key = entry.offer.key;
                     drop(entry);
-                    match shared.registry.hand_over(owner, party) {
+                    match shared.registry.hand_over(waiting.id, party) {
                         Ok(()) => return Outcome::Over,
                         // It left between its offer and our claim.
                         Err(given_back) => {
                             party = given_back;
-                            shared.rendezvous.release(Offer { key, id: owner });
+                            shared.rendezvous.release(key, waiting.id);
                             stage = offer(key, shared);
                         }
                     }
@@ -196,7 +195,7 @@ impl Stage {
 
 /// Puts the endpoint up for its partner. Registered first: the partner may come at once.
 fn offer(key: PairingKey, shared: &Arc<Shared>) -> Stage {
-    let offer = Offer { key, id: OfferId::random() };
+    let offer = Offer::new(key);
     let partner = shared.registry.register(offer.id);
     let entry = Entry { offer, shared: Arc::clone(shared) };
     let answer = Arc::clone(&shared.rendezvous).offer(offer);
