@@ -27,4 +27,4 @@ pub mod session;
 
 pub mod node;
 
-// pub mod client;
+pub mod client;

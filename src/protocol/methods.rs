@@ -117,8 +117,8 @@ struct Notification {
     params: &'static [Param],
 }
 
-pub(super) const ESTABLISHED_GENERATION_1: &str = "Tunnel.Established";
-pub(super) const ESTABLISHED_GENERATION_2: &str = "RemoteProxy.TunnelEstablished";
+pub(crate) const ESTABLISHED_GENERATION_1: &str = "Tunnel.Established";
+pub(crate) const ESTABLISHED_GENERATION_2: &str = "RemoteProxy.TunnelEstablished";
 
 const NOTIFICATIONS: &[Notification] = &[
     Notification {

@@ -19,4 +19,5 @@ pub use endpoint::{Action, Endpoint, Generation, Identity, Profile, Rules, Verdi
 pub use json_stream::{FramingError, JsonStream, MAX_REQUEST};
 pub use message::{Refusal, Request, notification, parse_request, request};
 pub use methods::{API_VERSION, ServerInfo, introspection};
+pub(crate) use methods::{ESTABLISHED_GENERATION_1, ESTABLISHED_GENERATION_2};
 pub use token::{PairingKey, Token};

@@ -1,0 +1,89 @@
+//! The node under test: its memory, and one of its own if none was given.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+use tokio::time::timeout;
+
+const START: Duration = Duration::from_secs(30);
+const ANNOUNCEMENT: &str = "listening on ";
+
+/// A node that lives as long as this value.
+pub(crate) struct Started {
+    pub(crate) url: String,
+    pub(crate) pid: u32,
+    _child: Child,
+}
+
+impl Started {
+    /// Starts the node whose program lies beside this one, with its defaults, on a free port.
+    pub(crate) async fn new() -> anyhow::Result<Self> {
+        let program = std::env::current_exe()?.with_file_name("nymea-remoteproxy");
+        let mut child = Command::new(&program)
+            .args(["--port", "0"])
+            // With its defaults, whatever the settings of this shell are.
+            .env_clear()
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .stdout(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("cannot start {}", program.display()))?;
+        let (pid, stderr) = child.id().zip(child.stderr.take()).context("the node ended")?;
+        let mut log = BufReader::new(stderr).lines();
+        let url = timeout(START, async {
+            while let Some(line) = log.next_line().await? {
+                if let Some(url) = announced(&line) {
+                    return Ok(url);
+                }
+            }
+            bail!("the node ended without listening")
+        })
+        .await
+        .context("the node did not start in time")??;
+        // Ends with the node. Somebody has to read it, or the node would wait for that.
+        tokio::spawn(async move { while let Ok(Some(_)) = log.next_line().await {} });
+        Ok(Self { url, pid, _child: child })
+    }
+}
+
+fn announced(line: &str) -> Option<String> {
+    let (_, rest) = line.split_once(ANNOUNCEMENT)?;
+    let end = rest.find(|c: char| c.is_whitespace() || c.is_control()).unwrap_or(rest.len());
+    Some(rest[..end].to_owned())
+}
+
+/// Resident memory of a process, in KiB.
+pub(crate) fn resident_kib(pid: u32) -> anyhow::Result<u64> {
+    let file = Path::new("/proc").join(pid.to_string()).join("status");
+    let status = std::fs::read_to_string(&file)
+        .with_context(|| format!("cannot read {}", file.display()))?;
+    resident(&status).with_context(|| format!("no VmRSS in {}", file.display()))
+}
+
+fn resident(status: &str) -> Option<u64> {
+    let value = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    value.trim().strip_suffix(" kB")?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_url_is_found_in_the_log() {
+        let line = "2026-01-01T00:00:00Z  INFO listening on wss://127.0.0.1:4711 name=\"n\"";
+        assert_eq!(announced(line).as_deref(), Some("wss://127.0.0.1:4711"));
+        assert_eq!(announced("something else"), None);
+    }
+
+    #[test]
+    fn the_resident_memory_is_found_in_the_status() {
+        assert_eq!(resident("Name:\tx\nVmRSS:\t    1234 kB\nVmData:\t 1 kB\n"), Some(1234));
+        assert_eq!(resident("Name:\tx\n"), None);
+    }
+}

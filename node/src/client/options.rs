@@ -1,0 +1,189 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
+use nymea_remoteproxy::client::{Connector, SetupError};
+use nymea_remoteproxy::protocol::Token;
+use uuid::Uuid;
+
+const TOKEN_VARIABLE: &str = "REMOTEPROXY_TOKEN";
+/// A node takes requests of 10 KiB; anything near that is not a token.
+const MAX_TOKEN_FILE: u64 = 64 * 1024;
+
+/// Connect to a remote proxy, wait for the endpoint with the same token, and exchange data.
+///
+/// Without a mode, stdin goes into the tunnel and stdout shows what comes out of it. At the end
+/// of stdin the tunnel is closed; if stdin was empty (as with </dev/null), data is received until
+/// the other endpoint leaves. The exit code is 0 only if the proxy has confirmed all that was sent
+/// and the tunnel was closed normally.
+#[derive(Debug, Parser)]
+#[command(version)]
+pub(crate) struct Options {
+    /// The proxy: wss://host:port, or ws:// for one without TLS.
+    #[arg(short, long, default_value = "wss://127.0.0.1:1212", value_parser = url)]
+    pub(crate) url: String,
+    /// The token. The list of processes shows it to all users of this machine; use
+    /// --token-file or the environment variable `REMOTEPROXY_TOKEN` to avoid that.
+    #[arg(short, long, conflicts_with = "token_file")]
+    token: Option<String>,
+    /// A file with the token in its first line.
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// Tells tunnels with the same token apart.
+    #[arg(short, long)]
+    pub(crate) nonce: Option<String>,
+    /// The name that the other endpoint is told.
+    #[arg(long)]
+    name: Option<String>,
+    /// The UUID that the other endpoint is told [default: a random one].
+    #[arg(long)]
+    uuid: Option<Uuid>,
+    /// Accept any certificate. For tests only.
+    #[arg(short, long, conflicts_with_all = ["ca", "fingerprint"])]
+    pub(crate) ignore_ssl: bool,
+    /// Trust the certificates in this PEM file instead of the system's.
+    #[arg(long, value_name = "FILE", conflicts_with = "fingerprint")]
+    ca: Option<PathBuf>,
+    /// Trust the certificate with this SHA-256, as a node with a self-signed one logs it.
+    #[arg(long, value_name = "SHA256", value_parser = fingerprint)]
+    fingerprint: Option<String>,
+    /// Say what happens on stderr; twice: in more detail.
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+    /// Try again for this long (as in 90s, 1h) while the other endpoint does not come or the proxy
+    /// is temporarily not available.
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub(crate) wait: Option<Duration>,
+    /// After the end of input, receive until nothing has come for this long
+    /// [default: 0s, with --listen and --connect 5s].
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    linger: Option<Duration>,
+    /// Show on stderr how much has gone through.
+    #[arg(long, conflicts_with = "pingpong")]
+    pub(crate) progress: bool,
+
+    /// Let one TCP connection to this address through the tunnel, as in 127.0.0.1:2222.
+    #[arg(long, value_name = "ADDRESS", group = "mode", help_heading = "Modes")]
+    listen: Option<String>,
+    /// Connect the tunnel to this address, as in 127.0.0.1:22.
+    #[arg(long, value_name = "ADDRESS", group = "mode", help_heading = "Modes")]
+    connect: Option<String>,
+    /// Measure round trips; to be run on both ends.
+    #[arg(long, group = "mode", help_heading = "Modes")]
+    pingpong: bool,
+    /// How many pings to send.
+    #[arg(long, default_value_t = 100, requires = "pingpong", help_heading = "Modes",
+        value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
+    pub(crate) count: u64,
+    /// How large a ping is, in bytes.
+    // A ping and an answer fit into the buffers of a tunnel, so that nobody has to read in order
+    // to write.
+    #[arg(long, default_value_t = 64, requires = "pingpong", help_heading = "Modes",
+        value_parser = clap::value_parser!(u32).range(9..=32_768))]
+    pub(crate) size: u32,
+    /// How long to wait from one ping to the next.
+    #[arg(long, default_value = "10ms", requires = "pingpong", help_heading = "Modes",
+        value_parser = humantime::parse_duration)]
+    pub(crate) interval: Duration,
+}
+
+/// What to do with the tunnel.
+pub(crate) enum Mode<'a> {
+    Pipe,
+    Listen(&'a str),
+    Connect(&'a str),
+    PingPong,
+}
+
+impl Options {
+    pub(crate) fn mode(&self) -> Mode<'_> {
+        match (&self.listen, &self.connect, self.pingpong) {
+            (Some(address), ..) => Mode::Listen(address),
+            (_, Some(address), _) => Mode::Connect(address),
+            (_, _, true) => Mode::PingPong,
+            _ => Mode::Pipe,
+        }
+    }
+
+    pub(crate) fn linger(&self) -> Duration {
+        self.linger.unwrap_or(match self.mode() {
+            Mode::Listen(_) | Mode::Connect(_) => Duration::from_secs(5),
+            Mode::Pipe | Mode::PingPong => Duration::ZERO,
+        })
+    }
+
+    /// From the option, the file or the environment, in this order. Ends the program with the
+    /// usage error that there is none.
+    pub(crate) fn token(&self) -> anyhow::Result<Token> {
+        let token = match (&self.token, &self.token_file) {
+            (Some(token), _) => token.clone(),
+            (_, Some(file)) => {
+                first_line(file).with_context(|| format!("cannot read {}", file.display()))?
+            }
+            _ => std::env::var(TOKEN_VARIABLE).unwrap_or_default(),
+        };
+        if token.is_empty() {
+            let message = "no token: give one with --token-file, REMOTEPROXY_TOKEN or --token";
+            Self::command().error(ErrorKind::MissingRequiredArgument, message).exit();
+        }
+        Ok(Token::new(token))
+    }
+
+    pub(crate) fn connector(&self) -> Result<Connector, SetupError> {
+        let mut connector = Connector::new(&self.url)?;
+        if let Some(name) = &self.name {
+            connector = connector.name(name);
+        }
+        if let Some(uuid) = self.uuid {
+            connector = connector.uuid(uuid);
+        }
+        match (&self.ca, &self.fingerprint) {
+            (Some(file), _) => connector.ca(file),
+            (_, Some(sha256)) => connector.fingerprint(sha256),
+            _ if self.ignore_ssl => Ok(connector.insecure()),
+            _ => Ok(connector),
+        }
+    }
+}
+
+fn first_line(file: &std::path::Path) -> std::io::Result<String> {
+    use std::io::Read;
+    let mut text = String::new();
+    std::fs::File::open(file)?.take(MAX_TOKEN_FILE).read_to_string(&mut text)?;
+    Ok(text.lines().next().unwrap_or_default().trim().to_owned())
+}
+
+/// Checked here already, so that a wrong value is a usage error.
+fn url(text: &str) -> Result<String, String> {
+    Connector::new(text).map(|_| text.to_owned()).map_err(|error| with_source(&error))
+}
+
+fn fingerprint(text: &str) -> Result<String, String> {
+    let connector = Connector::new("wss://localhost").map_err(|error| with_source(&error))?;
+    connector.fingerprint(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
+}
+
+fn with_source(error: &dyn std::error::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_options_are_consistent() {
+        Options::command().debug_assert();
+    }
+
+    #[test]
+    fn a_token_file_may_end_with_a_line_feed() {
+        let file = tempfile::NamedTempFile::new().expect("temporary file");
+        std::fs::write(file.path(), "secret\r\n").expect("writable");
+        assert_eq!(first_line(file.path()).expect("readable"), "secret");
+    }
+}

@@ -1,0 +1,308 @@
+//! From a URL to an open WebSocket connection, each step with its deadline and its error.
+
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use rustls::pki_types::ServerName;
+use rustls::{CertificateError, ClientConfig};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::BufReader;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout_at};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_tungstenite::tungstenite::{self, protocol::WebSocketConfig};
+use tokio_tungstenite::{WebSocketStream, client_async_with_config};
+use tokio_util::either::Either;
+use url::{Host, Url};
+use uuid::Uuid;
+
+use super::tls::{self, OtherFingerprint, Pin};
+use super::{ConnectError, SetupError, Waiting};
+use crate::protocol::{Identity, Token};
+
+pub(super) type Socket = WebSocketStream<Either<TcpStream, Box<TlsStream<BufReader<TcpStream>>>>>;
+
+/// Takes a write of 64 KiB and control frames, so that they leave together.
+const WRITE_BUFFER: usize = 72 * 1024;
+
+/// How to connect: options, each with a default, and then [`Connector::connect`].
+///
+/// One connector serves any number of connections.
+#[derive(Clone, Debug)]
+pub struct Connector {
+    url: Url,
+    /// Made on first use if none was chosen: loading the system's certificates takes a while.
+    tls: OnceLock<Arc<ClientConfig>>,
+    anonymous: bool,
+    uuid: Option<Uuid>,
+    name: String,
+    buffer_size: usize,
+    pub(super) message_limit: usize,
+    connect_timeout: Duration,
+    authentication_timeout: Duration,
+    pub(super) waiting_timeout: Duration,
+    pub(super) close_timeout: Duration,
+}
+
+impl Connector {
+    /// Connects to this URL: `wss://` or, without encryption, `ws://`.
+    pub fn new(url: &str) -> Result<Self, SetupError> {
+        let url = Url::parse(url).map_err(SetupError::Url)?;
+        if !matches!(url.scheme(), "wss" | "ws") {
+            return Err(SetupError::Scheme);
+        }
+        Ok(Self {
+            url,
+            tls: OnceLock::new(),
+            anonymous: false,
+            uuid: None,
+            name: "nymea-remoteproxy-client".into(),
+            buffer_size: 64 * 1024,
+            message_limit: 16 << 20,
+            connect_timeout: Duration::from_secs(10),
+            authentication_timeout: Duration::from_secs(15),
+            waiting_timeout: Duration::from_mins(5),
+            close_timeout: Duration::from_mins(5),
+        })
+    }
+
+    /// Trusts the certificates in this PEM file and those signed by them, instead of the system's.
+    pub fn ca(self, file: impl AsRef<Path>) -> Result<Self, SetupError> {
+        Ok(self.trust(tls::roots(file.as_ref())?))
+    }
+
+    /// Trusts the one certificate with this fingerprint, whatever name it bears: SHA-256 of its DER
+    /// form in 64 hexadecimal digits of any case, with or without colons.
+    pub fn fingerprint(self, sha256: &str) -> Result<Self, SetupError> {
+        let pin = Pin::parse(sha256).ok_or(SetupError::Fingerprint)?;
+        Ok(self.trust(tls::pinned(pin)))
+    }
+
+    /// Trusts any certificate, which leaves the connection open to whoever sits in between.
+    #[must_use]
+    pub fn insecure(self) -> Self {
+        self.trust(tls::anything())
+    }
+
+    fn trust(mut self, tls: ClientConfig) -> Self {
+        self.tls = OnceLock::from(Arc::new(tls));
+        self
+    }
+
+    /// The name that the other endpoint is told.
+    #[must_use]
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// The UUID that the other endpoint is told; by default a random one for each connection.
+    #[must_use]
+    pub fn uuid(mut self, uuid: Uuid) -> Self {
+        self.uuid = Some(uuid);
+        self
+    }
+
+    /// Shows neither name nor UUID: a client of generation 1.
+    #[must_use]
+    pub fn anonymous(mut self) -> Self {
+        self.anonymous = true;
+        self
+    }
+
+    /// How much may be read from the socket at once, in bytes. Default 64 KiB; 4 KiB suits
+    /// connections that are many and idle.
+    #[must_use]
+    pub fn buffer_size(mut self, bytes: usize) -> Self {
+        self.buffer_size = bytes;
+        self
+    }
+
+    /// The largest message to send or receive, in bytes. Default 16 MiB, as on nodes.
+    #[must_use]
+    pub fn message_limit(mut self, bytes: usize) -> Self {
+        self.message_limit = bytes;
+        self
+    }
+
+    /// For TCP, TLS and the WebSocket handshake together. Default 10 s.
+    #[must_use]
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// For the answer to the token. Default 15 s.
+    #[must_use]
+    pub fn authentication_timeout(mut self, timeout: Duration) -> Self {
+        self.authentication_timeout = timeout;
+        self
+    }
+
+    /// For the other endpoint to come. Default 5 minutes; nodes usually wait for one only.
+    #[must_use]
+    pub fn waiting_timeout(mut self, timeout: Duration) -> Self {
+        self.waiting_timeout = timeout;
+        self
+    }
+
+    /// How long a node may be silent when a tunnel is shut down and it has yet to confirm that it
+    /// took all data. Default 5 minutes: it takes no more than the other endpoint does.
+    #[must_use]
+    pub fn close_timeout(mut self, timeout: Duration) -> Self {
+        self.close_timeout = timeout;
+        self
+    }
+
+    /// Connects and authenticates. Endpoints with equal token and nonce get a tunnel.
+    pub async fn connect(
+        &self,
+        token: &Token,
+        nonce: Option<&str>,
+    ) -> Result<Waiting, ConnectError> {
+        // The handshakes need much room, which the caller's future should not keep for them.
+        let socket = Box::pin(self.open(Instant::now() + self.connect_timeout)).await?;
+        let deadline = Instant::now() + self.authentication_timeout;
+        timeout_at(deadline, Waiting::authenticate(socket, self, token, nonce))
+            .await
+            .map_err(|_| ConnectError::Timeout("authentication"))?
+    }
+
+    pub(super) fn identity(&self) -> Option<Identity> {
+        let uuid = self.uuid.unwrap_or_else(Uuid::new_v4).to_string();
+        (!self.anonymous).then(|| Identity { uuid, name: self.name.clone() })
+    }
+
+    async fn open(&self, deadline: Instant) -> Result<Socket, ConnectError> {
+        let tcp = timeout_at(deadline, self.connect_tcp())
+            .await
+            .map_err(|_| ConnectError::Timeout("a TCP connection"))??;
+        let stream = if self.url.scheme() == "wss" {
+            let tls = timeout_at(deadline, self.handshake_tls(tcp));
+            Either::Right(Box::new(tls.await.map_err(|_| ConnectError::Timeout("TLS"))??))
+        } else {
+            Either::Left(tcp)
+        };
+        let upgrade = client_async_with_config(self.url.as_str(), stream, Some(self.websocket()));
+        let (socket, _) = timeout_at(deadline, upgrade)
+            .await
+            .map_err(|_| ConnectError::Timeout("the WebSocket handshake"))?
+            .map_err(upgrade_error)?;
+        Ok(socket)
+    }
+
+    async fn connect_tcp(&self) -> Result<TcpStream, ConnectError> {
+        let port = self.url.port_or_known_default().unwrap_or_default();
+        let connected = match self.url.host() {
+            Some(Host::Domain(domain)) => TcpStream::connect((domain, port)).await,
+            Some(Host::Ipv4(address)) => TcpStream::connect((address, port)).await,
+            Some(Host::Ipv6(address)) => TcpStream::connect((address, port)).await,
+            None => Err(std::io::ErrorKind::InvalidInput.into()),
+        };
+        connected.and_then(|tcp| prepare(&tcp).map(|()| tcp)).map_err(|source| {
+            let address = format!("{}:{port}", self.url.host_str().unwrap_or_default());
+            ConnectError::Unreachable { address, source }
+        })
+    }
+
+    async fn handshake_tls(
+        &self,
+        tcp: TcpStream,
+    ) -> Result<TlsStream<BufReader<TcpStream>>, ConnectError> {
+        let config = match self.tls.get() {
+            Some(config) => config,
+            None => self.tls.get_or_init({
+                let config = Arc::new(tls::system()?);
+                || config
+            }),
+        };
+        let name = match self.url.host() {
+            Some(Host::Ipv4(address)) => ServerName::from(std::net::IpAddr::V4(address)),
+            Some(Host::Ipv6(address)) => ServerName::from(std::net::IpAddr::V6(address)),
+            domain => ServerName::try_from(domain.map(|host| host.to_string()).unwrap_or_default())
+                .map_err(|_| SetupError::Url(url::ParseError::InvalidDomainCharacter))?,
+        };
+        // rustls reads 4 KiB at a time by itself.
+        let tcp = BufReader::with_capacity(self.buffer_size, tcp);
+        TlsConnector::from(config.clone()).connect(name, tcp).await.map_err(tls_error)
+    }
+
+    fn websocket(&self) -> WebSocketConfig {
+        // The room beyond one message is for control frames; without a bound here, pongs could pile
+        // up while nothing can be sent.
+        WebSocketConfig::default()
+            .read_buffer_size(self.buffer_size)
+            .write_buffer_size(WRITE_BUFFER)
+            .max_write_buffer_size(self.message_limit.saturating_add(2 * WRITE_BUFFER))
+            .max_message_size(Some(self.message_limit))
+            .max_frame_size(Some(self.message_limit))
+    }
+}
+
+/// Sends at once, and notices a peer that vanished without a word.
+fn prepare(tcp: &TcpStream) -> std::io::Result<()> {
+    const INTERVAL: Duration = Duration::from_secs(20);
+    tcp.set_nodelay(true)?;
+    let keepalive = TcpKeepalive::new().with_time(INTERVAL).with_interval(INTERVAL);
+    let socket = SockRef::from(tcp);
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    socket.set_tcp_user_timeout(Some(3 * INTERVAL))?;
+    socket.set_tcp_keepalive(&keepalive)
+}
+
+fn tls_error(error: std::io::Error) -> ConnectError {
+    let source = error.get_ref().and_then(|source| source.downcast_ref::<rustls::Error>());
+    let Some(rustls::Error::InvalidCertificate(certificate)) = source else {
+        return ConnectError::Tls(error);
+    };
+    if let CertificateError::Other(other) = certificate
+        && let Some(OtherFingerprint { found }) = other.0.downcast_ref()
+    {
+        return ConnectError::FingerprintMismatch { found: found.to_string() };
+    }
+    ConnectError::CertificateNotTrusted(certificate.clone().into())
+}
+
+fn upgrade_error(error: tungstenite::Error) -> ConnectError {
+    use tungstenite::error::ProtocolError::HandshakeIncomplete;
+    match error {
+        tungstenite::Error::Http(response) if response.status() == 503 => {
+            ConnectError::TryAgainLater
+        }
+        tungstenite::Error::Http(response) => {
+            ConnectError::NotARemoteProxy(format!("it answered with HTTP {}", response.status()))
+        }
+        tungstenite::Error::Io(error) => ConnectError::Lost(error),
+        tungstenite::Error::Protocol(HandshakeIncomplete) => {
+            ConnectError::NotARemoteProxy("it closed the connection".into())
+        }
+        error => ConnectError::NotARemoteProxy(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_must_be_a_websocket_url() {
+        for url in ["wss://127.0.0.1:1212", "ws://[::1]:1", "wss://proxy.example.com/path"] {
+            assert!(Connector::new(url).is_ok(), "{url}");
+        }
+        assert!(matches!(Connector::new("https://example.com"), Err(SetupError::Scheme)));
+        for url in ["", "127.0.0.1", "wss://", "wss://a:99999"] {
+            assert!(matches!(Connector::new(url), Err(SetupError::Url(_))), "{url}");
+        }
+    }
+
+    #[test]
+    fn each_connection_gets_an_own_uuid_unless_one_is_set() {
+        let connector = Connector::new("ws://localhost").expect("valid");
+        assert_ne!(connector.identity(), connector.identity());
+        let connector = connector.uuid(Uuid::nil());
+        assert_eq!(connector.identity(), connector.identity());
+        assert_eq!(connector.anonymous().identity(), None);
+    }
+}
