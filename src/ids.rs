@@ -34,6 +34,17 @@ impl OfferId {
     pub fn random() -> Self {
         Self(Uuid::new_v4())
     }
+
+    /// The id as 128 bits.
+    pub fn as_uuid(&self) -> &Uuid {
+        &self.0
+    }
+}
+
+impl From<Uuid> for OfferId {
+    fn from(id: Uuid) -> Self {
+        Self(id)
+    }
 }
 
 impl fmt::Display for OfferId {

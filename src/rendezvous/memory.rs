@@ -79,6 +79,14 @@ impl Rendezvous for MemoryRendezvous {
         }
     }
 
+    fn unclaim(&self, key: PairingKey, owner: OfferId, _claimer: OfferId) {
+        if let Some(entry) = self.entries().get_mut(&key)
+            && entry.owner == owner
+        {
+            entry.standing = false;
+        }
+    }
+
     fn epoch(&self) -> watch::Receiver<u64> {
         self.epoch.subscribe()
     }

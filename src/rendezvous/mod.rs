@@ -91,6 +91,10 @@ pub trait Rendezvous: Send + Sync {
     /// ended, or its endpoint was not found. Takes effect as soon as possible, without waiting.
     fn release(&self, key: PairingKey, offer: OfferId);
 
+    /// Takes a claim back, for a claimer that cannot reach the owner: the entry of `owner` waits
+    /// again. Takes effect as soon as possible, without waiting.
+    fn unclaim(&self, key: PairingKey, owner: OfferId, claimer: OfferId);
+
     /// Changes when entries may have been lost; then waiting offers must be put up again.
     fn epoch(&self) -> watch::Receiver<u64>;
 }
