@@ -251,7 +251,7 @@ async fn exchange(endpoint: Endpoint, mine: u64, theirs: u64) {
     const MESSAGES: u64 = 20;
     let message = |seed: u64, number: u64| {
         let length = 1 + (seed * 37 + number * 911) % 20_000;
-        Message::binary(pattern(seed * MESSAGES + number, usize::try_from(length).unwrap()))
+        Message::binary(pattern(seed * MESSAGES + number, usize::try_from(length).expect("small")))
     };
     let (mut sink, mut stream) = endpoint.ws.split();
     let send = async {

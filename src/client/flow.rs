@@ -263,7 +263,7 @@ impl Flow {
     fn poll_socket(
         &mut self,
         cx: &mut Context<'_>,
-        write: impl FnOnce(Pin<&mut Socket>, &mut Context<'_>) -> Poll<Result<(), tungstenite::Error>>,
+        write: impl FnOnce(Pin<&mut Socket>, &mut Context<'_>) -> Poll<tungstenite::Result<()>>,
     ) -> Poll<Result<(), TunnelError>> {
         let waker = Waker::from(self.waiters.clone());
         let result = ready!(write(Pin::new(&mut self.socket), &mut Context::from_waker(&waker)));

@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 /// A request whose frame is in order; whether method and params make sense is for
-/// [`methods`](super::methods) to say.
+/// `methods` to say.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Request {
     /// Chosen by the client, echoed in the response.

@@ -1,7 +1,7 @@
 //! The way of one connection through the node, as one task: admission, handshake, negotiation,
 //! tunnel.
 //!
-//! When two endpoints of this node are paired, the one that came second hands its whole [`Party`]
+//! When two endpoints of this node are paired, the one that came second hands its whole `Party`
 //! over to the task of the one that waited, which runs the tunnel; its own task ends.
 
 mod admission;

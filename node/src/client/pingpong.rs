@@ -47,7 +47,9 @@ async fn play(
         let may_send = !under_way && number < options.count;
         let message = tokio::select! {
             () = sleep_until(next), if may_send => None,
-            () = sleep_until(heard_at + PATIENCE), if !may_send => bail!("the other endpoint does not answer"),
+            () = sleep_until(heard_at + PATIENCE), if !may_send => {
+                bail!("the other endpoint does not answer")
+            }
             message = tunnel.next() => Some(message),
         };
         let Some(message) = message else {
@@ -59,7 +61,7 @@ async fn play(
             tunnel.send(message_of(PING, number, options.size)).await?;
             continue;
         };
-        let data = message.context("the other endpoint left before all was measured")??.into_data();
+        let data = message.context("the other endpoint left too early")??.into_data();
         heard_at = Instant::now();
         match parse(&data)? {
             (PING, _) => tunnel.send(answer_to(&data)).await?,

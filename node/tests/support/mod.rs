@@ -43,7 +43,11 @@ pub struct Running {
 
 impl Running {
     pub fn start(arguments: &[&str]) -> Self {
-        let mut child = command(arguments).stderr(Stdio::piped()).spawn().expect("spawned");
+        Self::of(&mut command(arguments))
+    }
+
+    pub fn of(command: &mut Command) -> Self {
+        let mut child = command.stderr(Stdio::piped()).spawn().expect("spawned");
         let stderr = BufReader::new(child.stderr.take().expect("piped"));
         let (lines, log) = channel();
         thread::spawn(move || {

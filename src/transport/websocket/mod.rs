@@ -1,5 +1,5 @@
 //! Endpoints that come by WebSocket (RFC 6455), with TLS or without: the only place that knows
-//! tungstenite on the server's side. [`upgrade`] gets a connection to its first frame, [`leg`]
+//! tungstenite on the server's side. `upgrade` gets a connection to its first frame, `leg`
 //! moves the frames.
 
 mod leg;
