@@ -12,6 +12,7 @@ use tracing::{info, warn};
 
 use crate::auth::{AcceptAny, Authenticator, HttpAuthenticator, HttpSettings, SetupError};
 use crate::config::Config;
+use crate::lifecycle::Lifecycle;
 use crate::protocol::ServerInfo;
 use crate::rendezvous::MemoryRendezvous;
 use crate::session::{self, Shared};
@@ -138,9 +139,10 @@ impl Prepared {
             WebSocketTransport::new(tls.as_ref(), patience),
             authenticator,
             Arc::new(MemoryRendezvous::default()),
+            None,
             ServerInfo { name: config.server.name, version: env!("CARGO_PKG_VERSION").into() },
-            config.timeouts,
-            config.limits,
+            Lifecycle::default(),
+            (config.timeouts, config.limits),
         ));
         let fingerprint = tls.as_ref().map(ServerTls::fingerprint);
         shared.lifecycle.spawn(accept_all(listener, Arc::clone(&shared)));

@@ -27,8 +27,8 @@ struct State {
 /// The writing end. Dropping it ends the stream behind what is in it.
 pub(super) struct Outbox(Arc<Mutex<State>>);
 
-/// The reading end: what tonic sends.
-pub(super) struct Outgoing(Arc<Mutex<State>>);
+/// The reading end: what tonic sends. Public as the generated trait shows its type.
+pub struct Outgoing(Arc<Mutex<State>>);
 
 pub(super) fn outbox() -> (Outbox, Outgoing) {
     let state = Arc::default();

@@ -19,7 +19,7 @@ use tracing::{debug, warn};
 use super::leg::{Answer, BridgeLeg};
 use super::outbox::{Outgoing, outbox};
 use super::tls::{BridgeStream, BridgeTls};
-use super::wire::{self, read_attach};
+use super::wire::read_attach;
 use super::{Attach, CONNECTION_WINDOW, Incoming, KEEPALIVE_INTERVAL, MAX_STREAMS};
 use super::{STEP, STREAM_WINDOW};
 use crate::lifecycle::Lifecycle;
@@ -123,17 +123,5 @@ impl Bridge for BridgeService {
             }
         }
         Ok(Response::new(outgoing.map(Ok)))
-    }
-}
-
-/// For tests of what a node of another release would send.
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_refusal_is_one_frame() {
-        let frame = wire::refused(wire::Refusal::Gone);
-        assert!(matches!(frame.content, Some(Content::Refused(_))));
     }
 }

@@ -1,7 +1,7 @@
 //! Every setting of a node and its default. [`Config::load`] reads them from file, environment
 //! and flags; the rest of the program sees only these types.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -33,6 +33,10 @@ pub struct Config {
     pub drain: Drain,
     /// How much of everything there may be.
     pub limits: Limits,
+    /// The way between the nodes of a cluster.
+    pub bridge: Bridge,
+    /// Where operators ask.
+    pub admin: Admin,
     /// What is logged, and where.
     pub log: Log,
 }
@@ -155,6 +159,33 @@ pub struct Limits {
     pub message_size: usize,
 }
 
+/// `bridge.*`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Bridge {
+    /// Where other nodes connect to this one.
+    pub listen: SocketAddr,
+    /// `host:port` by which other nodes reach it; by default the address it listens on, or the
+    /// host name if that is all addresses.
+    pub advertise: Option<String>,
+    /// PEM file with the CA of the cluster.
+    pub ca: Option<PathBuf>,
+    /// PEM file with this node's certificate.
+    pub certificate: Option<PathBuf>,
+    /// PEM file with its key.
+    pub key: Option<PathBuf>,
+    /// Do without TLS between the nodes.
+    pub insecure: bool,
+}
+
+/// `admin.*`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Admin {
+    /// Where `/healthz` and `/readyz` are answered, if anywhere.
+    pub listen: Option<SocketAddr>,
+}
+
 /// `log.*`
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -234,6 +265,19 @@ impl Default for Limits {
             unauthenticated_per_ip: 1_000,
             requests: 1_000,
             message_size: 16 << 20,
+        }
+    }
+}
+
+impl Default for Bridge {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 1213)),
+            advertise: None,
+            ca: None,
+            certificate: None,
+            key: None,
+            insecure: false,
         }
     }
 }
