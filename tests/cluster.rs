@@ -227,8 +227,7 @@ async fn partners_that_leave_as_they_are_claimed_leave_nobody_stuck() {
             tokio::time::sleep(Duration::from_micros(round * 137 % 9_000)).await;
             drop(first);
         };
-        let ((), mut second) =
-            tokio::join!(leaving, Endpoint::waiting(&cluster.nodes[1], "t"));
+        let ((), mut second) = tokio::join!(leaving, Endpoint::waiting(&cluster.nodes[1], "t"));
         // It was paired just before, and sees its partner go; or it waits, and gets another.
         let mut third = Endpoint::waiting(&cluster.nodes[0], "t").await;
         second.established().await;

@@ -148,7 +148,11 @@ impl Leg for BridgeLeg {
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
         // What is in the outbox goes out without help, so it never holds anything back; but
         // before the end, all of it must be gone.
-        if self.said_goodbye { self.poll_outbox(cx, Outbox::poll_flush) } else { Poll::Ready(Ok(())) }
+        if self.said_goodbye {
+            self.poll_outbox(cx, Outbox::poll_flush)
+        } else {
+            Poll::Ready(Ok(()))
+        }
     }
 
     fn poll_health(&mut self, cx: &mut Context<'_>) -> Poll<End> {

@@ -45,9 +45,7 @@ pub(super) fn attach(offer: OfferId, secret: Secret, profile: &Profile) -> proto
 }
 
 /// What an attach asks for; refused if it does not make sense.
-pub(super) fn read_attach(
-    attach: proto::Attach,
-) -> Result<(OfferId, Secret, Profile), Refusal> {
+pub(super) fn read_attach(attach: proto::Attach) -> Result<(OfferId, Secret, Profile), Refusal> {
     if attach.version != VERSION {
         return Err(Refusal::Version(VERSION));
     }

@@ -27,7 +27,14 @@ impl Default for MemoryRendezvous {
 
 struct Entry {
     owner: OfferId,
-    standing: bool,
+    state: State,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Waiting,
+    Claimed(OfferId),
+    Standing,
 }
 
 impl MemoryRendezvous {
@@ -46,20 +53,33 @@ impl MemoryRendezvous {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn change(&self, key: PairingKey, owner: OfferId, from: State, to: State) {
+        if let Some(entry) = self.entries().get_mut(&key)
+            && entry.owner == owner
+            && entry.state == from
+        {
+            entry.state = to;
+        }
+    }
+
     fn decide(&self, offer: Offer) -> Answer {
         match self.entries().entry(offer.key) {
             Slot::Vacant(slot) => {
-                slot.insert(Entry { owner: offer.id, standing: false });
+                slot.insert(Entry { owner: offer.id, state: State::Waiting });
                 Answer::Wait
             }
             Slot::Occupied(mut slot) => {
-                let entry = slot.get_mut();
-                if entry.owner == offer.id {
-                    Answer::Wait
-                } else if std::mem::replace(&mut entry.standing, true) {
-                    Answer::Taken
+                let Entry { owner, state } = slot.get_mut();
+                if *owner == offer.id {
+                    return Answer::Wait;
+                }
+                if *state == State::Waiting {
+                    *state = State::Claimed(offer.id);
+                }
+                if *state == State::Claimed(offer.id) {
+                    Answer::Claimed(Waiting { id: *owner, home: Home::Here })
                 } else {
-                    Answer::Claimed(Waiting { id: entry.owner, home: Home::Here })
+                    Answer::Taken
                 }
             }
         }
@@ -79,12 +99,12 @@ impl Rendezvous for MemoryRendezvous {
         }
     }
 
-    fn unclaim(&self, key: PairingKey, owner: OfferId, _claimer: OfferId) {
-        if let Some(entry) = self.entries().get_mut(&key)
-            && entry.owner == owner
-        {
-            entry.standing = false;
-        }
+    fn give_back(&self, key: PairingKey, owner: OfferId, claimer: OfferId) {
+        self.change(key, owner, State::Claimed(claimer), State::Waiting);
+    }
+
+    fn stands(&self, key: PairingKey, offer: OfferId) {
+        self.change(key, offer, State::Waiting, State::Standing);
     }
 
     fn epoch(&self) -> watch::Receiver<u64> {

@@ -1,11 +1,12 @@
 //! Where endpoints with the same key find each other: the [`Rendezvous`] trait and its rules.
-//! [`MemoryRendezvous`] serves one node.
+//! [`MemoryRendezvous`] serves one node, [`redis::RedisRendezvous`] a cluster.
 //!
 //! An entry belongs to the offer that made it. It is *waiting* until a second offer claims it, and
 //! *standing* from then until it is released; meanwhile further offers of its key are turned away.
 //! Whoever releases names the offer, so that nobody removes what another one has put there since.
 
 mod memory;
+pub mod redis;
 
 use std::fmt;
 use std::sync::Arc;
@@ -91,9 +92,13 @@ pub trait Rendezvous: Send + Sync {
     /// ended, or its endpoint was not found. Takes effect as soon as possible, without waiting.
     fn release(&self, key: PairingKey, offer: OfferId);
 
-    /// Takes a claim back, for a claimer that cannot reach the owner: the entry of `owner` waits
-    /// again. Takes effect as soon as possible, without waiting.
-    fn unclaim(&self, key: PairingKey, owner: OfferId, claimer: OfferId);
+    /// Takes back the claim of `claimer` on `owner`, which it will not join after all: `owner` waits
+    /// again.
+    fn give_back(&self, key: PairingKey, owner: OfferId, claimer: OfferId);
+
+    /// The endpoint of this offer, which waits on this node, is being joined from another node.
+    /// To be said before it can no longer be found waiting.
+    fn stands(&self, key: PairingKey, offer: OfferId);
 
     /// Changes when entries may have been lost; then waiting offers must be put up again.
     fn epoch(&self) -> watch::Receiver<u64>;

@@ -23,9 +23,9 @@ use self::admission::{Admission, Ticket};
 use self::negotiation::{Outcome, negotiate};
 use self::registry::{NotWaiting, Partner, Registry};
 use crate::auth::Authenticator;
-use crate::config::{Limits, Timeouts};
 use crate::cluster::client::Peers;
 use crate::cluster::{self, Attach, Incoming};
+use crate::config::{Limits, Timeouts};
 use crate::ids::{ConnectionId, OfferId};
 use crate::lifecycle::Lifecycle;
 use crate::protocol::{Endpoint, Rules, ServerInfo};
@@ -194,10 +194,14 @@ impl Drop for Entry {
 
 impl Attach for Shared {
     fn attach(&self, offer: OfferId, secret: Secret, bridge: Incoming) {
-        let partner = Partner::There(bridge);
-        if let Err((why, Partner::There(bridge))) =
-            self.registry.hand_over(offer, Some(secret), partner)
-        {
+        let handed_over = match self.registry.waiting(offer, secret) {
+            Ok(offer) => {
+                self.rendezvous.stands(offer.key, offer.id);
+                self.registry.hand_over(offer.id, Partner::There(bridge))
+            }
+            Err(why) => Err((why, Partner::There(bridge))),
+        };
+        if let Err((why, Partner::There(bridge))) = handed_over {
             let refusal = match why {
                 NotWaiting::Gone => cluster::Refusal::Gone,
                 NotWaiting::Paired => cluster::Refusal::Taken,

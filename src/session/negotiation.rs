@@ -159,7 +159,9 @@ pub(super) async fn negotiate(mut party: Box<Party>, shared: &Arc<Shared>) -> Ou
                 }
             }
             Event::Draining => return over(party, stage, Some(Close::Draining), shared).await,
-            Event::Ended(End::Fault(close)) => return over(party, stage, Some(close), shared).await,
+            Event::Ended(End::Fault(close)) => {
+                return over(party, stage, Some(close), shared).await;
+            }
             Event::Ended(End::Left | End::Failed) => return over(party, stage, None, shared).await,
             Event::Ended(End::Lost(error)) => {
                 debug!(%error, "connection lost");
@@ -265,13 +267,13 @@ fn answered(mut party: Box<Party>, stage: Stage, answer: Answer, shared: &Arc<Sh
     {
         // Somebody was quicker than the rendezvous; a claim of ours is not needed.
         if let Answer::Claimed(waiting) = answer {
-            shared.rendezvous.unclaim(offer.key, waiting.id, offer.id);
+            shared.rendezvous.give_back(offer.key, waiting.id, offer.id);
         }
         return Next::Outcome(Outcome::Met { first: party, partner, entry });
     }
     match answer {
         Answer::Claimed(Waiting { id, home: Home::Here }) => {
-            match shared.registry.hand_over(id, None, Partner::Here(party)) {
+            match shared.registry.hand_over(id, Partner::Here(party)) {
                 Ok(()) => Next::Outcome(Outcome::Over),
                 // It left between its offer and our claim.
                 Err((_, Partner::Here(party))) => {
@@ -327,7 +329,7 @@ fn not_bridged(
         | BridgeError::Timeout
         | BridgeError::Answer => {
             warn!(tunnel = %owner, error = %error_chain(error), "no bridge to the partner's node");
-            shared.rendezvous.unclaim(key, owner, claimer);
+            shared.rendezvous.give_back(key, owner, claimer);
         }
     }
     let pause = RETRY.mul_f64(rand::random_range(0.5..1.0));
@@ -399,10 +401,12 @@ fn withdraw(stage: Stage, shared: &Arc<Shared>) -> Outcome {
         }
         Stage::Bridging { claim, .. } => {
             // The partner must not stay claimed by somebody who is gone.
-            shared.rendezvous.unclaim(claim.key, claim.owner, claim.claimer);
+            shared.rendezvous.give_back(claim.key, claim.owner, claim.claimer);
             return Outcome::Over;
         }
-        Stage::Greeting | Stage::Authenticating(_) | Stage::Retrying { .. } => return Outcome::Over,
+        Stage::Greeting | Stage::Authenticating(_) | Stage::Retrying { .. } => {
+            return Outcome::Over;
+        }
     };
     if shared.registry.withdraw(entry.offer.id) {
         return Outcome::Over;

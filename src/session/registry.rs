@@ -31,7 +31,7 @@ pub(super) enum NotWaiting {
 }
 
 enum State {
-    Waiting { secret: Secret, partner: oneshot::Sender<Partner> },
+    Waiting { offer: Offer, partner: oneshot::Sender<Partner> },
     Paired,
 }
 
@@ -45,8 +45,20 @@ impl Registry {
     /// The partner of this offer will come here.
     pub(super) fn register(&self, offer: Offer) -> oneshot::Receiver<Partner> {
         let (partner, receiver) = oneshot::channel();
-        self.offers().insert(offer.id, State::Waiting { secret: offer.secret, partner });
+        self.offers().insert(offer.id, State::Waiting { offer, partner });
         receiver
+    }
+
+    /// The offer with this id, if it waits and the secret is right.
+    pub(super) fn waiting(&self, offer: OfferId, secret: Secret) -> Result<Offer, NotWaiting> {
+        match self.offers().get(&offer) {
+            None => Err(NotWaiting::Gone),
+            Some(State::Paired) => Err(NotWaiting::Paired),
+            Some(State::Waiting { offer, .. }) if offer.secret != secret => {
+                Err(NotWaiting::WrongSecret)
+            }
+            Some(State::Waiting { offer, .. }) => Ok(*offer),
+        }
     }
 
     /// Gives `partner` to the session behind `offer`, or back.
@@ -56,7 +68,6 @@ impl Registry {
     pub(super) fn hand_over(
         &self,
         offer: OfferId,
-        secret: Option<Secret>,
         partner: Partner,
     ) -> Result<(), (NotWaiting, Partner)> {
         let mut offers = self.offers();
@@ -65,11 +76,6 @@ impl Registry {
         };
         match state {
             State::Paired => Err((NotWaiting::Paired, partner)),
-            State::Waiting { secret: expected, .. }
-                if secret.is_some_and(|shown| shown != *expected) =>
-            {
-                Err((NotWaiting::WrongSecret, partner))
-            }
             State::Waiting { .. } => match std::mem::replace(state, State::Paired) {
                 State::Waiting { partner: sender, .. } => {
                     sender.send(partner).map_err(|partner| (NotWaiting::Gone, partner))

@@ -1,0 +1,198 @@
+//! The connection to Redis as everybody uses it: every command has a deadline, and what speaks
+//! against the connection takes it out of use until the keeper has made a new one.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use redis::{ErrorKind, FromRedisValue, RedisError, ServerErrorKind};
+use thiserror::Error;
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tracing::{debug, info, warn};
+
+use super::target::Connection;
+
+/// So many commands in a row without an answer, and the connection is given up.
+const TIMEOUTS: u32 = 2;
+
+/// Whether Redis answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// It does.
+    Up,
+    /// It does not.
+    Away {
+        /// Since then.
+        since: Instant,
+    },
+}
+
+/// A command without an answer. Whether it was carried out is unknown.
+#[derive(Debug, Error)]
+pub(super) enum Unanswered {
+    #[error("not connected")]
+    Away,
+    #[error("no answer in time")]
+    Timeout,
+    #[error(transparent)]
+    Redis(#[from] RedisError),
+}
+
+/// See the module.
+pub(super) struct Link {
+    patience: Duration,
+    current: watch::Sender<Option<Wire>>,
+    health: watch::Sender<Health>,
+    timeouts: AtomicU32,
+    wires: AtomicU64,
+    /// An outage is logged once, however often connecting fails.
+    told: AtomicBool,
+    /// Since when there has been no trouble at all.
+    steady_since: Mutex<Instant>,
+}
+
+#[derive(Clone)]
+struct Wire {
+    number: u64,
+    connection: Connection,
+}
+
+impl Link {
+    pub(super) fn new(patience: Duration) -> Self {
+        let now = Instant::now();
+        Self {
+            patience,
+            current: watch::Sender::new(None),
+            health: watch::Sender::new(Health::Away { since: now }),
+            timeouts: AtomicU32::new(0),
+            wires: AtomicU64::new(0),
+            told: AtomicBool::new(false),
+            steady_since: Mutex::new(now),
+        }
+    }
+
+    /// Asks Redis something, over the connection of the moment.
+    pub(super) async fn ask<T: FromRedisValue>(
+        &self,
+        call: impl AsyncFnOnce(&mut Connection) -> Result<T, RedisError>,
+    ) -> Result<T, Unanswered> {
+        let wire = self.current.borrow().clone();
+        let Some(Wire { number, mut connection }) = wire else { return Err(Unanswered::Away) };
+        match timeout(self.patience, call(&mut connection)).await {
+            Ok(Ok(answer)) => {
+                self.timeouts.store(0, Ordering::Relaxed);
+                Ok(answer)
+            }
+            Ok(Err(error)) => {
+                self.unsteady();
+                if speaks_against_the_connection(&error) {
+                    self.down(number, &error.to_string());
+                } else {
+                    debug!(%error, "Redis refuses a command");
+                }
+                Err(error.into())
+            }
+            Err(_) => {
+                self.unsteady();
+                if self.timeouts.fetch_add(1, Ordering::Relaxed) + 1 >= TIMEOUTS {
+                    self.down(number, "no answer in time");
+                }
+                Err(Unanswered::Timeout)
+            }
+        }
+    }
+
+    /// A new connection is there.
+    pub(super) fn up(&self, connection: Connection) {
+        self.timeouts.store(0, Ordering::Relaxed);
+        self.unsteady();
+        self.told.store(false, Ordering::Relaxed);
+        let number = self.wires.fetch_add(1, Ordering::Relaxed) + 1;
+        match self.health.send_replace(Health::Up) {
+            Health::Away { since } => info!(after = ?since.elapsed(), "Redis answers"),
+            Health::Up => {}
+        }
+        self.current.send_replace(Some(Wire { number, connection }));
+    }
+
+    /// There is no connection, and none could be made.
+    pub(super) fn cannot_connect(&self, reason: &str) {
+        if self.told.swap(true, Ordering::Relaxed) {
+            debug!(reason, "cannot connect to Redis");
+        } else {
+            warn!(reason, "Redis is away");
+        }
+    }
+
+    /// The masters of the cluster, if they can be told.
+    pub(super) async fn masters(&self, patience: Duration) -> Option<String> {
+        let mut wire = self.current.borrow().clone()?;
+        wire.connection.server(patience).await.ok()
+    }
+
+    /// The connection of the moment is no good.
+    pub(super) fn give_up(&self, reason: &str) {
+        let number = self.current.borrow().as_ref().map(|wire| wire.number);
+        if let Some(number) = number {
+            self.down(number, reason);
+        }
+    }
+
+    /// Done when there is no connection.
+    pub(super) async fn is_down(&self) {
+        // Fails only without a sender, and that is here.
+        let _ = self.current.subscribe().wait_for(Option::is_none).await;
+    }
+
+    /// Done when there is a connection.
+    pub(super) async fn is_up(&self) {
+        let _ = self.current.subscribe().wait_for(Option::is_some).await;
+    }
+
+    /// Whether Redis answers.
+    pub(super) fn health(&self) -> watch::Receiver<Health> {
+        self.health.subscribe()
+    }
+
+    /// How long there has been no trouble.
+    pub(super) fn steady_for(&self) -> Duration {
+        let since = *self.steady_since.lock().unwrap_or_else(PoisonError::into_inner);
+        since.elapsed()
+    }
+
+    fn unsteady(&self) {
+        *self.steady_since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    fn down(&self, number: u64, reason: &str) {
+        let gone = self.current.send_if_modified(|current| {
+            let is_it = current.as_ref().is_some_and(|wire| wire.number == number);
+            if is_it {
+                *current = None;
+            }
+            is_it
+        });
+        if gone {
+            self.told.store(true, Ordering::Relaxed);
+            warn!(reason, "Redis is away");
+            self.health.send_replace(Health::Away { since: Instant::now() });
+        }
+    }
+}
+
+/// Whether another connection might do better.
+fn speaks_against_the_connection(error: &RedisError) -> bool {
+    match error.kind() {
+        ErrorKind::Server(kind) => matches!(
+            kind,
+            ServerErrorKind::ReadOnly
+                | ServerErrorKind::MasterDown
+                | ServerErrorKind::BusyLoading
+                | ServerErrorKind::ClusterDown
+        ),
+        // An answer that is none of ours, or a command the server does not know.
+        ErrorKind::Extension | ErrorKind::UnexpectedReturnType => false,
+        _ => true,
+    }
+}

@@ -1,0 +1,359 @@
+//! What this node knows by itself: the entries that its endpoints have made, and what must still
+//! be said to Redis.
+//!
+//! Of its own entries the node knows more than Redis does: which are released, and which tunnels
+//! stand. As long as Redis does not answer, endpoints of this node are paired from here.
+
+use std::collections::hash_map::Entry as Slot;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+
+use super::scripts::Told;
+use crate::ids::OfferId;
+use crate::protocol::PairingKey;
+use crate::rendezvous::{Answer, Home, Offer, Waiting};
+
+/// Errands kept for Redis. Beyond that the time to live in Redis does it.
+const MAX_ERRANDS: usize = 65_536;
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Local {
+    entries: HashMap<PairingKey, Entry>,
+    offers: HashMap<OfferId, Phase>,
+    errands: HashMap<PairingKey, Errands>,
+    /// The keys of the errands that nobody is on; each once.
+    queue: VecDeque<PairingKey>,
+    errand_count: usize,
+}
+
+/// What must be said about one key, in this order.
+#[derive(Default)]
+struct Errands {
+    all: Vec<Errand>,
+    /// So many from the front are being said.
+    taken: usize,
+}
+
+struct Entry {
+    offer: Offer,
+    state: State,
+    /// Told when an endpoint of this node has claimed it.
+    claimed: Arc<Notify>,
+}
+
+enum State {
+    Waiting,
+    Standing { claimer: Option<OfferId>, asserted: Instant },
+}
+
+/// What is known of an offer of this node until it is released.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// It may have any place in Redis.
+    Unknown,
+    /// It has an entry here.
+    Owner,
+    /// It has claimed another one, or was turned away.
+    Guest,
+}
+
+/// Something that Redis must be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Errand {
+    /// This offer is released.
+    Release(OfferId, Role),
+    /// A tunnel stands.
+    Stand,
+}
+
+/// As what an offer may have a place in an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    Owner,
+    Claimer,
+    Either,
+}
+
+/// A tunnel with its first endpoint on this node.
+#[derive(Clone, Copy)]
+pub(super) struct Tunnel {
+    pub(super) offer: Offer,
+    /// Unknown if it came from another node.
+    pub(super) claimer: Option<OfferId>,
+}
+
+/// What the node itself can say about an offer.
+pub(super) enum Alone {
+    Answer(Answer),
+    /// It waits; this tells when an endpoint of this node has claimed it.
+    Waiting(Arc<Notify>),
+}
+
+impl Local {
+    /// An offer comes, or comes again: then true.
+    pub(super) fn enter(&mut self, offer: &Offer) -> bool {
+        match self.offers.entry(offer.id) {
+            Slot::Vacant(slot) => {
+                slot.insert(Phase::Unknown);
+                false
+            }
+            Slot::Occupied(_) => true,
+        }
+    }
+
+    /// The answer to an offer if it needs no question: a tunnel with its key stands here.
+    pub(super) fn known(&mut self, offer: &Offer) -> Option<Answer> {
+        let entry = self.entries.get(&offer.key)?;
+        let State::Standing { claimer, .. } = entry.state else { return None };
+        let owner = entry.offer.id;
+        Some(self.beside(offer, owner, claimer))
+    }
+
+    /// Decides without Redis.
+    pub(super) fn alone(&mut self, offer: &Offer) -> Alone {
+        if let Some(answer) = self.known(offer) {
+            if answer == Answer::Taken {
+                self.errand(offer.key, Errand::Release(offer.id, Role::Either));
+            }
+            return Alone::Answer(answer);
+        }
+        match self.entries.get(&offer.key) {
+            Some(entry) if entry.offer.id == offer.id => Alone::Waiting(Arc::clone(&entry.claimed)),
+            Some(_) => Alone::Answer(self.claim_unasked(offer)),
+            None => Alone::Waiting(self.insert(offer)),
+        }
+    }
+
+    /// Brings together what Redis answered and what has happened here meanwhile.
+    pub(super) fn conclude(&mut self, offer: &Offer, told: Told, here: &str) -> Answer {
+        if !self.offers.contains_key(&offer.id) {
+            // Released while the answer was on its way, which nobody waits for any more.
+            self.errand(offer.key, Errand::Release(offer.id, Role::Either));
+            return Answer::Taken;
+        }
+        if let Some(answer) = self.known(offer) {
+            if !matches!(told, Told::Taken { .. }) {
+                // Redis does not know of this tunnel yet, and must not have another one.
+                if answer == Answer::Taken {
+                    self.errand(offer.key, Errand::Release(offer.id, Role::Either));
+                }
+                self.errand(offer.key, Errand::Stand);
+            }
+            return answer;
+        }
+        let other = self.entries.get(&offer.key).map(|entry| entry.offer.id);
+        match told {
+            Told::Wait => match other {
+                Some(other) if other != offer.id => self.claim_unasked(offer),
+                Some(_) => Answer::Wait,
+                None => {
+                    self.insert(offer);
+                    Answer::Wait
+                }
+            },
+            Told::Claimed { owner, .. } if other == Some(owner.offer) => self.claim(offer),
+            Told::Claimed { owner, address, secret } => {
+                self.leave(offer);
+                let home =
+                    if owner.node == here { Home::Here } else { Home::There { address, secret } };
+                Answer::Claimed(Waiting { id: owner.offer, home })
+            }
+            Told::Taken { .. } => {
+                self.leave(offer);
+                Answer::Taken
+            }
+        }
+    }
+
+    /// The endpoint of this offer has been joined from another node.
+    pub(super) fn stands(&mut self, key: PairingKey, offer: OfferId) {
+        if let Some(entry) = self.entries.get_mut(&key)
+            && entry.offer.id == offer
+            && matches!(entry.state, State::Waiting)
+        {
+            entry.state = State::Standing { claimer: None, asserted: Instant::now() };
+        }
+    }
+
+    /// Frees the key if this offer made its entry, whether here or on another node.
+    pub(super) fn release(&mut self, key: PairingKey, offer: OfferId) {
+        if let Slot::Occupied(slot) = self.entries.entry(key)
+            && slot.get().offer.id == offer
+        {
+            slot.remove();
+        }
+        match self.offers.remove(&offer) {
+            Some(Phase::Unknown | Phase::Owner) => {
+                self.errand(key, Errand::Release(offer, Role::Either));
+            }
+            Some(Phase::Guest) => {}
+            None => self.errand(key, Errand::Release(offer, Role::Owner)),
+        }
+    }
+
+    /// The claim of this offer came to nothing: what it claimed waits again.
+    pub(super) fn give_back(&mut self, key: PairingKey, owner: OfferId, claimer: OfferId) {
+        if let Some(entry) = self.entries.get_mut(&key)
+            && entry.offer.id == owner
+            && matches!(entry.state, State::Standing { claimer: Some(it), .. } if it == claimer)
+        {
+            entry.state = State::Waiting;
+        }
+        self.errand(key, Errand::Release(claimer, Role::Claimer));
+    }
+
+    /// Offers of this key that are gone, but perhaps not in Redis yet.
+    pub(super) fn released(&self, key: &PairingKey) -> Vec<OfferId> {
+        let errands = self.errands.get(key).into_iter().flat_map(|errands| &errands.all);
+        errands
+            .filter_map(|errand| match errand {
+                Errand::Release(offer, _) => Some(*offer),
+                Errand::Stand => None,
+            })
+            .collect()
+    }
+
+    /// All tunnels must be told again: Redis may have lost them.
+    pub(super) fn assert_all(&mut self) {
+        self.assert_older_than(Duration::ZERO);
+    }
+
+    /// Tunnels that were told this long ago must be told again, before Redis forgets them.
+    pub(super) fn assert_older_than(&mut self, age: Duration) {
+        let now = Instant::now();
+        let mut due = Vec::new();
+        for (key, entry) in &mut self.entries {
+            if let State::Standing { asserted, .. } = &mut entry.state
+                && now.saturating_duration_since(*asserted) >= age
+            {
+                *asserted = now;
+                due.push(*key);
+            }
+        }
+        for key in due {
+            self.errand(key, Errand::Stand);
+        }
+    }
+
+    /// The tunnel of this key, if one stands.
+    pub(super) fn tunnel(&self, key: &PairingKey) -> Option<Tunnel> {
+        let entry = self.entries.get(key)?;
+        match entry.state {
+            State::Standing { claimer, .. } => Some(Tunnel { offer: entry.offer, claimer }),
+            State::Waiting => None,
+        }
+    }
+
+    /// The next keys with errands, and those in the order in which they came up. They are kept
+    /// until [`Local::done`].
+    pub(super) fn errands(&mut self, keys: usize) -> Vec<(PairingKey, Vec<Errand>)> {
+        let count = keys.min(self.queue.len());
+        let mut next = Vec::with_capacity(count);
+        for key in self.queue.drain(..count) {
+            if let Some(errands) = self.errands.get_mut(&key) {
+                errands.taken = errands.all.len();
+                next.push((key, errands.all.clone()));
+            }
+        }
+        next
+    }
+
+    /// So many of the errands of this key are done. What is not comes up again.
+    pub(super) fn done(&mut self, key: PairingKey, count: usize) {
+        if let Slot::Occupied(mut slot) = self.errands.entry(key) {
+            slot.get_mut().all.drain(..count);
+            slot.get_mut().taken = 0;
+            self.errand_count -= count;
+            if slot.get().all.is_empty() {
+                slot.remove();
+            } else {
+                self.queue.push_back(key);
+            }
+        }
+    }
+
+    /// Whoever was on errands has been cut off: all are to be done again.
+    pub(super) fn start_over(&mut self) {
+        self.queue = self.errands.keys().copied().collect();
+        for errands in self.errands.values_mut() {
+            errands.taken = 0;
+        }
+    }
+
+    /// Whether anything must be told.
+    pub(super) fn has_errands(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
+    /// Everything of this node ends: its entries are to be released.
+    pub(super) fn release_all(&mut self) {
+        let all: Vec<_> = self.entries.values().map(|entry| entry.offer).collect();
+        for offer in all {
+            self.release(offer.key, offer.id);
+        }
+    }
+
+    /// The answer beside a tunnel that stands here.
+    fn beside(&mut self, offer: &Offer, owner: OfferId, claimer: Option<OfferId>) -> Answer {
+        if owner == offer.id {
+            return Answer::Wait;
+        }
+        self.offers.insert(offer.id, Phase::Guest);
+        if claimer == Some(offer.id) {
+            return Answer::Claimed(Waiting { id: owner, home: Home::Here });
+        }
+        Answer::Taken
+    }
+
+    /// [`Local::claim`], of which Redis must be told.
+    fn claim_unasked(&mut self, offer: &Offer) -> Answer {
+        self.errand(offer.key, Errand::Stand);
+        self.claim(offer)
+    }
+
+    /// Two endpoints of this node belong together: the one that waits, and this one.
+    fn claim(&mut self, offer: &Offer) -> Answer {
+        let Some(entry) = self.entries.get_mut(&offer.key) else { return Answer::Taken };
+        entry.state = State::Standing { claimer: Some(offer.id), asserted: Instant::now() };
+        entry.claimed.notify_one();
+        let id = entry.offer.id;
+        self.offers.insert(offer.id, Phase::Guest);
+        Answer::Claimed(Waiting { id, home: Home::Here })
+    }
+
+    fn insert(&mut self, offer: &Offer) -> Arc<Notify> {
+        let claimed = Arc::new(Notify::new());
+        let entry = Entry { offer: *offer, state: State::Waiting, claimed: Arc::clone(&claimed) };
+        self.entries.insert(offer.key, entry);
+        self.offers.insert(offer.id, Phase::Owner);
+        claimed
+    }
+
+    /// The offer has no entry of its own.
+    fn leave(&mut self, offer: &Offer) {
+        if let Slot::Occupied(slot) = self.entries.entry(offer.key)
+            && slot.get().offer.id == offer.id
+        {
+            slot.remove();
+        }
+        self.offers.insert(offer.id, Phase::Guest);
+    }
+
+    fn errand(&mut self, key: PairingKey, errand: Errand) {
+        if self.errand_count >= MAX_ERRANDS {
+            return;
+        }
+        let errands = self.errands.entry(key).or_default();
+        if errands.all.is_empty() {
+            self.queue.push_back(key);
+        }
+        if errands.all[errands.taken..].last() != Some(&errand) {
+            errands.all.push(errand);
+            self.errand_count += 1;
+        }
+    }
+}
