@@ -77,8 +77,9 @@ impl Link {
         &self,
         call: impl AsyncFnOnce(&mut Connection) -> Result<T, RedisError>,
     ) -> Result<T, Unanswered> {
-        let wire = self.current.borrow().clone();
-        let Some(Wire { number, mut connection }) = wire else { return Err(Unanswered::Away) };
+        let Some(Wire { number, mut connection }) = self.wire().await else {
+            return Err(Unanswered::Away);
+        };
         match timeout(self.patience, call(&mut connection)).await {
             Ok(Ok(answer)) => {
                 self.timeouts.store(0, Ordering::Relaxed);
@@ -101,6 +102,17 @@ impl Link {
                 Err(Unanswered::Timeout)
             }
         }
+    }
+
+    /// The connection of the moment. One that has just been lost, or is about to be made for the
+    /// first time, is waited for: until an outage has lasted for a while it is none.
+    async fn wire(&self) -> Option<Wire> {
+        let health = self.health.borrow().clone();
+        if let Health::Away { since } = health {
+            let left = self.patience.saturating_sub(since.elapsed());
+            let _or_not = timeout(left, self.is_up()).await;
+        }
+        self.current.borrow().clone()
     }
 
     /// A new connection is there.
