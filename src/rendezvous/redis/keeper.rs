@@ -159,7 +159,7 @@ async fn run_errand(core: &Core, key: &PairingKey, errand: Errand) -> bool {
     let call = match errand {
         Errand::Release(offer, role) => core.scripts.release(key, offer, role),
         Errand::Stand => {
-            let tunnel = core.local().tunnel(key);
+            let tunnel = core.local().tell(key);
             // Gone meanwhile: its release comes later.
             let Some(tunnel) = tunnel else { return true };
             core.scripts.stand(&tunnel, *core.epoch.borrow())

@@ -23,7 +23,8 @@ const MAX_ERRANDS: usize = 65_536;
 #[derive(Default)]
 pub(super) struct Local {
     entries: HashMap<PairingKey, Entry>,
-    offers: HashMap<OfferId, Phase>,
+    /// The offers of this node that are not released, and whether they may have a place in Redis.
+    offers: HashMap<OfferId, bool>,
     errands: HashMap<PairingKey, Errands>,
     /// The keys of the errands that nobody is on; each once.
     queue: VecDeque<PairingKey>,
@@ -48,17 +49,6 @@ struct Entry {
 enum State {
     Waiting,
     Standing { claimer: Option<OfferId>, asserted: Instant },
-}
-
-/// What is known of an offer of this node until it is released.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    /// It may have any place in Redis.
-    Unknown,
-    /// It has an entry here.
-    Owner,
-    /// It has claimed another one, or was turned away.
-    Guest,
 }
 
 /// Something that Redis must be told.
@@ -98,11 +88,23 @@ impl Local {
     pub(super) fn enter(&mut self, offer: &Offer) -> bool {
         match self.offers.entry(offer.id) {
             Slot::Vacant(slot) => {
-                slot.insert(Phase::Unknown);
+                slot.insert(false);
                 false
             }
             Slot::Occupied(_) => true,
         }
+    }
+
+    /// Redis is being asked about this offer: whatever becomes of it, it may have a place there.
+    pub(super) fn ask(&mut self, offer: &Offer) {
+        if let Some(perhaps_there) = self.offers.get_mut(&offer.id) {
+            *perhaps_there = true;
+        }
+    }
+
+    /// Whether an offer is one of this node that is not released.
+    pub(super) fn has(&self, offer: OfferId) -> bool {
+        self.offers.contains_key(&offer)
     }
 
     /// The answer to an offer if it needs no question: a tunnel with its key stands here.
@@ -187,10 +189,8 @@ impl Local {
             slot.remove();
         }
         match self.offers.remove(&offer) {
-            Some(Phase::Unknown | Phase::Owner) => {
-                self.errand(key, Errand::Release(offer, Role::Either));
-            }
-            Some(Phase::Guest) => {}
+            Some(true) => self.errand(key, Errand::Release(offer, Role::Either)),
+            Some(false) => {}
             None => self.errand(key, Errand::Release(offer, Role::Owner)),
         }
     }
@@ -239,13 +239,13 @@ impl Local {
         }
     }
 
-    /// The tunnel of this key, if one stands.
-    pub(super) fn tunnel(&self, key: &PairingKey) -> Option<Tunnel> {
+    /// The tunnel of this key, if one stands, of which Redis is being told.
+    pub(super) fn tell(&mut self, key: &PairingKey) -> Option<Tunnel> {
         let entry = self.entries.get(key)?;
-        match entry.state {
-            State::Standing { claimer, .. } => Some(Tunnel { offer: entry.offer, claimer }),
-            State::Waiting => None,
-        }
+        let State::Standing { claimer, .. } = entry.state else { return None };
+        let offer = entry.offer;
+        self.ask(&offer);
+        Some(Tunnel { offer, claimer })
     }
 
     /// The next keys with errands, and those in the order in which they came up. They are kept
@@ -302,7 +302,7 @@ impl Local {
         if owner == offer.id {
             return Answer::Wait;
         }
-        self.offers.insert(offer.id, Phase::Guest);
+        self.offers.insert(offer.id, false);
         if claimer == Some(offer.id) {
             return Answer::Claimed(Waiting { id: owner, home: Home::Here });
         }
@@ -321,7 +321,7 @@ impl Local {
         entry.state = State::Standing { claimer: Some(offer.id), asserted: Instant::now() };
         entry.claimed.notify_one();
         let id = entry.offer.id;
-        self.offers.insert(offer.id, Phase::Guest);
+        self.offers.insert(offer.id, false);
         Answer::Claimed(Waiting { id, home: Home::Here })
     }
 
@@ -329,7 +329,6 @@ impl Local {
         let claimed = Arc::new(Notify::new());
         let entry = Entry { offer: *offer, state: State::Waiting, claimed: Arc::clone(&claimed) };
         self.entries.insert(offer.key, entry);
-        self.offers.insert(offer.id, Phase::Owner);
         claimed
     }
 
@@ -340,7 +339,7 @@ impl Local {
         {
             slot.remove();
         }
-        self.offers.insert(offer.id, Phase::Guest);
+        self.offers.insert(offer.id, false);
     }
 
     fn errand(&mut self, key: PairingKey, errand: Errand) {

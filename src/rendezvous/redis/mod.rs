@@ -274,13 +274,22 @@ impl Core {
     async fn ask(&self, offer: &Offer) -> Result<Asked, Unanswered> {
         let mut gone = Gone::default();
         for _ in 0..ROUNDS {
-            gone.released = self.local().released(&offer.key);
+            gone.released.extend(self.local().released(&offer.key));
             let call = self.scripts.offer(offer, *self.epoch.borrow(), &gone);
-            let answer: Vec<String> =
-                self.link.ask(async |connection| call.invoke_async(connection).await).await?;
+            let asked = self.link.ask(async |connection| {
+                self.local().ask(offer);
+                call.invoke_async::<Vec<String>>(connection).await
+            });
+            let answer = asked.await?;
             let Some(told) = Told::read(&answer) else { return Ok(Asked::Unsure) };
             let sure = self.link.steady_for() >= self.pace.refresh + self.patience;
             match &told {
+                // Its release was forgotten.
+                Told::Claimed { owner, .. } | Told::Taken { owner, .. }
+                    if owner.node == self.node.as_str() && !self.local().has(owner.offer) =>
+                {
+                    gone.released.push(owner.offer);
+                }
                 Told::Claimed { owner, .. } if !self.is_alive(&owner.node).await? => {
                     if !sure {
                         // Dialing that node will show.
