@@ -275,7 +275,7 @@ fn readiness(lifecycle: Lifecycle, health: Option<watch::Receiver<Health>>) -> R
         if lifecycle.is_draining() {
             return Err("draining".into());
         }
-        match health.as_ref().map(|health| health.borrow().clone()) {
+        match health.as_ref().map(|health| *health.borrow()) {
             Some(Health::Away { since }) if since.elapsed() > REDIS_GRACE => {
                 Err(format!("Redis is away for {} s", since.elapsed().as_secs()))
             }

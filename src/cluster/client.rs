@@ -62,7 +62,7 @@ pub struct Peers {
     tls: Option<BridgeTls>,
     stalled: Duration,
     lifecycle: Lifecycle,
-    peers: Mutex<HashMap<String, Arc<Peer>>>,
+    by_address: Mutex<HashMap<String, Arc<Peer>>>,
 }
 
 struct Peer {
@@ -87,7 +87,7 @@ impl Drop for StreamGuard {
 impl Peers {
     /// Nobody is called yet. `stalled` is how long a node may leave data untaken.
     pub fn new(tls: Option<BridgeTls>, stalled: Duration, lifecycle: Lifecycle) -> Self {
-        Self { tls, stalled, lifecycle, peers: Mutex::default() }
+        Self { tls, stalled, lifecycle, by_address: Mutex::default() }
     }
 
     /// Fetches the endpoint of a claimed offer from its node, for one with this profile.
@@ -114,14 +114,14 @@ impl Peers {
                 Ok(Bridged { leg: Box::new(leg), profile: wire::profile_from_proto(profile) })
             }
             Some(Frame { content: Some(Content::Refused(refused)) }) => {
-                Err(wire::read_refused(&refused).into())
+                Err(wire::read_refused(refused).into())
             }
             _ => Err(BridgeError::Answer),
         }
     }
 
     fn peer(&self, address: &str) -> Result<Arc<Peer>, BridgeError> {
-        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut peers = self.by_address.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(peer) = peers.get(address) {
             return Ok(Arc::clone(peer));
         }

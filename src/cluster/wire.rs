@@ -70,7 +70,7 @@ pub(super) fn refused(refusal: Refusal) -> proto::Frame {
     frame(Content::Refused(proto::Refused { reason: reason.into(), version: VERSION }))
 }
 
-pub(super) fn read_refused(refused: &proto::Refused) -> Refusal {
+pub(super) fn read_refused(refused: proto::Refused) -> Refusal {
     match refused.reason() {
         Reason::Gone => Refusal::Gone,
         Reason::Taken => Refusal::Taken,

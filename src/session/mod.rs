@@ -194,6 +194,7 @@ impl Drop for Entry {
 
 impl Attach for Shared {
     fn attach(&self, offer: OfferId, secret: Secret, bridge: Incoming) {
+        let bridge = Box::new(bridge);
         let handed_over = match self.registry.waiting(offer, secret) {
             Ok(offer) => {
                 self.rendezvous.stands(offer.key, offer.id);

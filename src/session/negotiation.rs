@@ -211,11 +211,11 @@ impl Stage {
             Self::Authenticating(verdict) => verdict.poll_unpin(cx).map(Event::Verdict),
             Self::Offering { answer, partner, .. } => match poll_partner(partner, cx) {
                 Poll::Pending => answer.poll_unpin(cx).map(Event::Answer),
-                ready => ready,
+                ready @ Poll::Ready(_) => ready,
             },
             Self::Waiting { partner, lost, .. } => match poll_partner(partner, cx) {
                 Poll::Pending => lost.poll_unpin(cx).map(|()| Event::EntryLost),
-                ready => ready,
+                ready @ Poll::Ready(_) => ready,
             },
             Self::Bridging { call, .. } => call.poll_unpin(cx).map(Event::Bridge),
             Self::Retrying { pause, .. } => pause.poll_unpin(cx).map(|()| Event::Retry),
@@ -274,13 +274,12 @@ fn answered(mut party: Box<Party>, stage: Stage, answer: Answer, shared: &Arc<Sh
     match answer {
         Answer::Claimed(Waiting { id, home: Home::Here }) => {
             match shared.registry.hand_over(id, Partner::Here(party)) {
-                Ok(()) => Next::Outcome(Outcome::Over),
                 // It left between its offer and our claim.
                 Err((_, Partner::Here(party))) => {
                     shared.rendezvous.release(offer.key, id);
                     Next::Stage(party, self::offer(offer.key, shared))
                 }
-                Err((_, Partner::There(_))) => Next::Outcome(Outcome::Over),
+                Ok(()) | Err((_, Partner::There(_))) => Next::Outcome(Outcome::Over),
             }
         }
         Answer::Claimed(Waiting { id, home: Home::There { address, secret } }) => {

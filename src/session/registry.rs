@@ -16,7 +16,7 @@ pub(super) enum Partner {
     /// An endpoint of this node, with all that belongs to it.
     Here(Box<Party>),
     /// An endpoint of another node, at the end of a bridge.
-    There(Incoming),
+    There(Box<Incoming>),
 }
 
 /// Why an offer cannot be given a partner.

@@ -61,7 +61,6 @@ pub struct Certificates {
 }
 
 impl Certificates {
-    #[expect(clippy::new_without_default, reason = "makes files")]
     pub fn new() -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let key = KeyPair::generate().expect("a key");

@@ -107,7 +107,7 @@ impl Link {
     /// The connection of the moment. One that has just been lost, or is about to be made for the
     /// first time, is waited for: until an outage has lasted for a while it is none.
     async fn wire(&self) -> Option<Wire> {
-        let health = self.health.borrow().clone();
+        let health = *self.health.borrow();
         if let Health::Away { since } = health {
             let left = self.patience.saturating_sub(since.elapsed());
             let _or_not = timeout(left, self.is_up()).await;
