@@ -1,7 +1,7 @@
 //! The connection to Redis as everybody uses it: every command has a deadline, and what speaks
 //! against the connection takes it out of use until the keeper has made a new one.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,9 +12,6 @@ use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use super::target::Connection;
-
-/// So many commands in a row without an answer, and the connection is given up.
-const TIMEOUTS: u32 = 2;
 
 /// Whether Redis answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +41,7 @@ pub(super) struct Link {
     patience: Duration,
     current: watch::Sender<Option<Wire>>,
     health: watch::Sender<Health>,
-    timeouts: AtomicU32,
+    last_answer: Mutex<Instant>,
     wires: AtomicU64,
     /// An outage is logged once, however often connecting fails.
     told: AtomicBool,
@@ -65,7 +62,7 @@ impl Link {
             patience,
             current: watch::Sender::new(None),
             health: watch::Sender::new(Health::Away { since: now }),
-            timeouts: AtomicU32::new(0),
+            last_answer: Mutex::new(now),
             wires: AtomicU64::new(0),
             told: AtomicBool::new(false),
             steady_since: Mutex::new(now),
@@ -80,13 +77,14 @@ impl Link {
         let Some(Wire { number, mut connection }) = self.wire().await else {
             return Err(Unanswered::Away);
         };
+        let asked_at = Instant::now();
         match timeout(self.patience, call(&mut connection)).await {
             Ok(Ok(answer)) => {
-                self.timeouts.store(0, Ordering::Relaxed);
+                set_to_now(&self.last_answer);
                 Ok(answer)
             }
             Ok(Err(error)) => {
-                self.unsteady();
+                set_to_now(&self.steady_since);
                 if speaks_against_the_connection(&error) {
                     self.down(number, &error.to_string());
                 } else {
@@ -95,8 +93,9 @@ impl Link {
                 Err(error.into())
             }
             Err(_) => {
-                self.unsteady();
-                if self.timeouts.fetch_add(1, Ordering::Relaxed) + 1 >= TIMEOUTS {
+                set_to_now(&self.steady_since);
+                // Slow is not silent: others may have had their answers meanwhile.
+                if get(&self.last_answer) < asked_at {
                     self.down(number, "no answer in time");
                 }
                 Err(Unanswered::Timeout)
@@ -117,15 +116,15 @@ impl Link {
 
     /// A new connection is there.
     pub(super) fn up(&self, connection: Connection) {
-        self.timeouts.store(0, Ordering::Relaxed);
-        self.unsteady();
+        set_to_now(&self.last_answer);
+        set_to_now(&self.steady_since);
         self.told.store(false, Ordering::Relaxed);
         let number = self.wires.fetch_add(1, Ordering::Relaxed) + 1;
+        self.current.send_replace(Some(Wire { number, connection }));
         match self.health.send_replace(Health::Up) {
             Health::Away { since } => info!(after = ?since.elapsed(), "Redis answers"),
             Health::Up => {}
         }
-        self.current.send_replace(Some(Wire { number, connection }));
     }
 
     /// There is no connection, and none could be made.
@@ -169,12 +168,12 @@ impl Link {
 
     /// How long there has been no trouble.
     pub(super) fn steady_for(&self) -> Duration {
-        let since = *self.steady_since.lock().unwrap_or_else(PoisonError::into_inner);
-        since.elapsed()
+        get(&self.steady_since).elapsed()
     }
 
-    fn unsteady(&self) {
-        *self.steady_since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    /// Whether there is a connection.
+    pub(super) fn is_connected(&self) -> bool {
+        self.current.borrow().is_some()
     }
 
     fn down(&self, number: u64, reason: &str) {
@@ -191,6 +190,14 @@ impl Link {
             self.health.send_replace(Health::Away { since: Instant::now() });
         }
     }
+}
+
+fn get(instant: &Mutex<Instant>) -> Instant {
+    *instant.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn set_to_now(instant: &Mutex<Instant>) {
+    *instant.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
 }
 
 /// Whether another connection might do better.

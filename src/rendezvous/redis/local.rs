@@ -109,23 +109,22 @@ impl Local {
 
     /// The answer to an offer if it needs no question: a tunnel with its key stands here.
     pub(super) fn known(&mut self, offer: &Offer) -> Option<Answer> {
-        let entry = self.entries.get(&offer.key)?;
-        let State::Standing { claimer, .. } = entry.state else { return None };
-        let owner = entry.offer.id;
-        Some(self.beside(offer, owner, claimer))
+        let perhaps_there = self.offers.get(&offer.id) == Some(&true);
+        let answer = self.beside_tunnel(offer)?;
+        if perhaps_there && answer == Answer::Taken {
+            self.errand(offer.key, Errand::Release(offer.id, Role::Either));
+        }
+        Some(answer)
     }
 
     /// Decides without Redis.
     pub(super) fn alone(&mut self, offer: &Offer) -> Alone {
         if let Some(answer) = self.known(offer) {
-            if answer == Answer::Taken {
-                self.errand(offer.key, Errand::Release(offer.id, Role::Either));
-            }
             return Alone::Answer(answer);
         }
         match self.entries.get(&offer.key) {
             Some(entry) if entry.offer.id == offer.id => Alone::Waiting(Arc::clone(&entry.claimed)),
-            Some(_) => Alone::Answer(self.claim_unasked(offer)),
+            Some(_) => Alone::Answer(self.claim(offer)),
             None => Alone::Waiting(self.insert(offer)),
         }
     }
@@ -137,31 +136,36 @@ impl Local {
             self.errand(offer.key, Errand::Release(offer.id, Role::Either));
             return Answer::Taken;
         }
-        if let Some(answer) = self.known(offer) {
-            if !matches!(told, Told::Taken { .. }) {
-                // Redis does not know of this tunnel yet, and must not have another one.
-                if answer == Answer::Taken {
-                    self.errand(offer.key, Errand::Release(offer.id, Role::Either));
-                }
-                self.errand(offer.key, Errand::Stand);
+        if let Some(answer) = self.beside_tunnel(offer) {
+            // Redis does not know of this tunnel yet, and must not have another one.
+            let errands: &[_] = match (&told, &answer) {
+                (Told::Taken { .. }, _) | (_, Answer::Wait) => &[],
+                (_, Answer::Claimed(_)) => &[Errand::Stand],
+                (_, Answer::Taken) => &[Errand::Release(offer.id, Role::Either), Errand::Stand],
+            };
+            for errand in errands {
+                self.errand(offer.key, *errand);
             }
             return answer;
         }
-        let other = self.entries.get(&offer.key).map(|entry| entry.offer.id);
         match told {
-            Told::Wait => match other {
-                Some(other) if other != offer.id => self.claim_unasked(offer),
-                Some(_) => Answer::Wait,
-                None => {
+            Told::Wait => {
+                let is_there = self.entries.get(&offer.key).map(|entry| entry.offer.id);
+                // Another one that waits here without Redis learns of this one from Redis.
+                if is_there != Some(offer.id) {
                     self.insert(offer);
-                    Answer::Wait
                 }
-            },
-            Told::Claimed { owner, .. } if other == Some(owner.offer) => self.claim(offer),
+                Answer::Wait
+            }
             Told::Claimed { owner, address, secret } => {
                 self.leave(offer);
-                let home =
-                    if owner.node == here { Home::Here } else { Home::There { address, secret } };
+                let home = if owner.node == here {
+                    let owner = Offer { key: offer.key, id: owner.offer, secret };
+                    self.claimed(owner, offer.id);
+                    Home::Here
+                } else {
+                    Home::There { address, secret }
+                };
                 Answer::Claimed(Waiting { id: owner.offer, home })
             }
             Told::Taken { .. } => {
@@ -297,32 +301,47 @@ impl Local {
         }
     }
 
-    /// The answer beside a tunnel that stands here.
-    fn beside(&mut self, offer: &Offer, owner: OfferId, claimer: Option<OfferId>) -> Answer {
+    /// The answer if a tunnel with this key stands here.
+    fn beside_tunnel(&mut self, offer: &Offer) -> Option<Answer> {
+        let entry = self.entries.get(&offer.key)?;
+        let State::Standing { claimer, .. } = entry.state else { return None };
+        let owner = entry.offer.id;
         if owner == offer.id {
-            return Answer::Wait;
+            return Some(Answer::Wait);
         }
         self.offers.insert(offer.id, false);
         if claimer == Some(offer.id) {
-            return Answer::Claimed(Waiting { id: owner, home: Home::Here });
+            return Some(Answer::Claimed(Waiting { id: owner, home: Home::Here }));
         }
-        Answer::Taken
+        Some(Answer::Taken)
     }
 
-    /// [`Local::claim`], of which Redis must be told.
-    fn claim_unasked(&mut self, offer: &Offer) -> Answer {
-        self.errand(offer.key, Errand::Stand);
-        self.claim(offer)
-    }
-
-    /// Two endpoints of this node belong together: the one that waits, and this one.
+    /// Two endpoints of this node belong together, of which Redis must be told: the one that
+    /// waits, and this one.
     fn claim(&mut self, offer: &Offer) -> Answer {
-        let Some(entry) = self.entries.get_mut(&offer.key) else { return Answer::Taken };
-        entry.state = State::Standing { claimer: Some(offer.id), asserted: Instant::now() };
-        entry.claimed.notify_one();
-        let id = entry.offer.id;
+        let Some(owner) = self.entries.get(&offer.key).map(|entry| entry.offer) else {
+            return Answer::Taken;
+        };
+        self.claimed(owner, offer.id);
         self.offers.insert(offer.id, false);
-        Answer::Claimed(Waiting { id, home: Home::Here })
+        self.errand(offer.key, Errand::Stand);
+        Answer::Claimed(Waiting { id: owner.id, home: Home::Here })
+    }
+
+    /// An offer of this node is claimed by another one of it. The answer that it waits may still
+    /// be on its way.
+    fn claimed(&mut self, owner: Offer, claimer: OfferId) {
+        if !self.offers.contains_key(&owner.id) {
+            return;
+        }
+        let is_there = self.entries.get(&owner.key).map(|entry| entry.offer.id);
+        if is_there != Some(owner.id) {
+            self.insert(&owner);
+        }
+        if let Some(entry) = self.entries.get_mut(&owner.key) {
+            entry.state = State::Standing { claimer: Some(claimer), asserted: Instant::now() };
+            entry.claimed.notify_one();
+        }
     }
 
     fn insert(&mut self, offer: &Offer) -> Arc<Notify> {

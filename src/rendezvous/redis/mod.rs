@@ -230,23 +230,22 @@ impl Core {
     }
 
     async fn decide(&self, offer: &Offer, again: bool) -> Answer {
-        if let Some(answer) = self.local().known(offer) {
-            return answer;
-        }
         if again {
             // All offers of all nodes come again at the same time.
             sleep(self.pace.spread.mul_f64(rand::random())).await;
         }
-        let mut attempts = 0;
+        let mut attempts = 0_u32;
         loop {
+            if let Some(answer) = self.local().known(offer) {
+                return answer;
+            }
             match self.ask(offer).await {
                 Ok(Asked::Told(told)) => {
                     let answer = self.local().conclude(offer, told, self.node.as_str());
                     self.errands.notify_one();
                     return answer;
                 }
-                Ok(Asked::Unsure) => sleep(backoff(attempts, MAX_PAUSE)).await,
-                Err(error) => {
+                Err(error) if !self.link.is_connected() => {
                     debug!(%error, "Redis cannot say what becomes of an offer");
                     let alone = self.local().alone(offer);
                     self.errands.notify_one();
@@ -258,6 +257,8 @@ impl Core {
                         },
                     }
                 }
+                // Somebody else may have been answered, and paired: so nothing is decided here.
+                Ok(Asked::Unsure) | Err(_) => sleep(backoff(attempts, MAX_PAUSE)).await,
             }
             attempts = attempts.saturating_add(1);
         }
