@@ -4,7 +4,6 @@ mod support;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -170,14 +169,16 @@ async fn a_node_that_was_frozen_does_not_believe_its_entries() {
     assert_eq!(ask(&a, first).await, Answer::Wait);
     let mut epoch = a.epoch();
     epoch.mark_unchanged();
-    // Nothing runs in its only thread for longer than its lease.
-    let frozen = runtime.spawn(async { thread::sleep(Duration::from_millis(2500)) });
+    // Nothing else runs in its only thread until it is woken.
+    let (wake, woken) = std::sync::mpsc::channel::<()>();
+    let frozen = runtime.spawn(async move { woken.recv().expect("woken") });
     until("the lease is over", async || {
         !server.keys().await.iter().any(|key| key.contains("node:a-"))
     })
     .await;
     steady().await;
     assert_eq!(ask(&b, second).await, Answer::Wait);
+    wake.send(()).expect("frozen");
     soon("it wakes", frozen).await.expect("woken");
     soon("it notices", epoch.changed()).await.expect("a keeper");
     assert_eq!(ask(&a, first).await, there(second, "b"));

@@ -19,6 +19,9 @@ use crate::rendezvous::{Answer, Home, Offer, Waiting};
 /// Errands kept for Redis. Beyond that the time to live in Redis does it.
 const MAX_ERRANDS: usize = 65_536;
 
+/// Released offers that one question mentions. Any but the last few are not in Redis any more.
+const MAX_GONE: usize = 64;
+
 /// See the module.
 #[derive(Default)]
 pub(super) struct Local {
@@ -139,9 +142,9 @@ impl Local {
         if let Some(answer) = self.beside_tunnel(offer) {
             // Redis does not know of this tunnel yet, and must not have another one.
             let errands: &[_] = match (&told, &answer) {
-                (Told::Taken { .. }, _) | (_, Answer::Wait) => &[],
-                (_, Answer::Claimed(_)) => &[Errand::Stand],
+                (Told::Taken { .. }, _) | (Told::Wait, Answer::Wait) => &[],
                 (_, Answer::Taken) => &[Errand::Release(offer.id, Role::Either), Errand::Stand],
+                (_, Answer::Wait | Answer::Claimed(_)) => &[Errand::Stand],
             };
             for errand in errands {
                 self.errand(offer.key, *errand);
@@ -214,10 +217,12 @@ impl Local {
     pub(super) fn released(&self, key: &PairingKey) -> Vec<OfferId> {
         let errands = self.errands.get(key).into_iter().flat_map(|errands| &errands.all);
         errands
+            .rev()
             .filter_map(|errand| match errand {
                 Errand::Release(offer, _) => Some(*offer),
                 Errand::Stand => None,
             })
+            .take(MAX_GONE)
             .collect()
     }
 
@@ -375,3 +380,7 @@ impl Local {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "local_tests.rs"]
+mod tests;
