@@ -122,7 +122,7 @@ impl Prepared {
             })?),
             None => Arc::new(AcceptAny),
         };
-        let bridge_tls = if config.redis.is_used() {
+        let bridge_tls = if config.redis.is_given() {
             RedisRendezvous::check(&config.redis)?;
             bridge_tls(&config.bridge)?
         } else {
@@ -151,7 +151,7 @@ impl Prepared {
         };
         let mut lines =
             vec![format!("listen on: {}://{address}", self.scheme()), certificate, authentication];
-        if redis.is_used() {
+        if redis.is_given() {
             let security = if self.bridge_tls.is_some() { "mutual TLS" } else { "no TLS" };
             let advertised = advertised(bridge, bridge.listen);
             lines.push(format!("rendezvous: in Redis, keys begin with {}", redis.prefix));
@@ -178,7 +178,7 @@ impl Prepared {
         let admin = config.admin.listen.map(|address| listen_on(address, "admin.listen"));
         let admin = admin.transpose()?;
         let lifecycle = Lifecycle::default();
-        let cluster = if config.redis.is_used() {
+        let cluster = if config.redis.is_given() {
             let (bridge, address) = listen_on(config.bridge.listen, "bridge.listen")?;
             let rendezvous = RedisRendezvous::start(
                 &config.redis,

@@ -123,16 +123,6 @@ pub struct Redis {
     pub timeout: Duration,
 }
 
-impl Redis {
-    /// Whether Redis is configured at all: this node is one of a cluster.
-    pub fn is_used(&self) -> bool {
-        self.url.is_some()
-            || self.url_file.is_some()
-            || !self.sentinels.is_empty()
-            || !self.cluster.is_empty()
-    }
-}
-
 /// A setting that may hold a password, which is not shown.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]

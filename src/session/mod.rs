@@ -178,17 +178,13 @@ async fn run(party: Box<Party>, shared: &Arc<Shared>) {
 /// An offer of this node's, given back when dropped.
 struct Entry {
     offer: Offer,
-    /// The entry in the rendezvous is somebody else's.
-    foreign: bool,
     shared: Arc<Shared>,
 }
 
 impl Drop for Entry {
     fn drop(&mut self) {
         self.shared.registry.withdraw(self.offer.id);
-        if !self.foreign {
-            self.shared.rendezvous.release(self.offer.key, self.offer.id);
-        }
+        self.shared.rendezvous.release(self.offer.key, self.offer.id);
     }
 }
 

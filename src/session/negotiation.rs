@@ -28,6 +28,9 @@ use crate::transport::{End, Leg};
 
 /// Between two tries to reach the node of a partner, with up to half of it taken off at random.
 const RETRY: Duration = Duration::from_secs(1);
+/// In a cluster, a key that has just been freed on one node may still be taken for another: an
+/// endpoint that comes back at once is not to be turned away for that.
+const SECOND_LOOK: Duration = Duration::from_millis(200);
 
 /// What a negotiation leads to.
 pub(super) enum Outcome {
@@ -87,6 +90,7 @@ pub(super) async fn negotiate(mut party: Box<Party>, shared: &Arc<Shared>) -> Ou
     let mut timer = pin!(sleep_until(Instant::now().into()));
     // Whether the endpoint may have something to say.
     let mut busy = true;
+    let mut looked_twice = shared.peers.is_none();
     loop {
         if let Some(deadline) = party.endpoint.deadline() {
             timer.as_mut().reset(deadline.into());
@@ -122,7 +126,7 @@ pub(super) async fn negotiate(mut party: Box<Party>, shared: &Arc<Shared>) -> Ou
             }
             Event::Answer(answer) => {
                 busy = true;
-                match answered(party, stage, answer, shared) {
+                match answered(party, stage, answer, &mut looked_twice, shared) {
                     Next::Stage(same, next) => (party, stage) = (same, next),
                     Next::Outcome(outcome) => return outcome,
                 }
@@ -235,7 +239,7 @@ fn poll_partner(partner: &mut Coming, cx: &mut Context<'_>) -> Poll<Event> {
 fn offer(key: PairingKey, shared: &Arc<Shared>) -> Stage {
     let offer = Offer::new(key);
     let partner = shared.registry.register(offer);
-    let entry = Entry { offer, foreign: false, shared: Arc::clone(shared) };
+    let entry = Entry { offer, shared: Arc::clone(shared) };
     let answer = Arc::clone(&shared.rendezvous).offer(offer);
     Stage::Offering { entry, partner, answer }
 }
@@ -246,8 +250,14 @@ enum Next {
 }
 
 /// Acts on what the rendezvous says.
-fn answered(mut party: Box<Party>, stage: Stage, answer: Answer, shared: &Arc<Shared>) -> Next {
-    let Stage::Offering { mut entry, mut partner, .. } = stage else {
+fn answered(
+    mut party: Box<Party>,
+    stage: Stage,
+    answer: Answer,
+    looked_twice: &mut bool,
+    shared: &Arc<Shared>,
+) -> Next {
+    let Stage::Offering { entry, mut partner, .. } = stage else {
         return Next::Stage(party, stage);
     };
     if answer == Answer::Wait {
@@ -260,7 +270,6 @@ fn answered(mut party: Box<Party>, stage: Stage, answer: Answer, shared: &Arc<Sh
         };
         return Next::Stage(party, Stage::Waiting { entry, partner, lost: lost.boxed() });
     }
-    entry.foreign = true;
     let offer = entry.offer;
     if !shared.registry.withdraw(offer.id)
         && let Ok(partner) = partner.try_recv()
@@ -294,6 +303,9 @@ fn answered(mut party: Box<Party>, stage: Stage, answer: Answer, shared: &Arc<Sh
                 }
             };
             Next::Stage(party, Stage::Bridging { claim, call: call.boxed() })
+        }
+        Answer::Taken if !std::mem::replace(looked_twice, true) => {
+            Next::Stage(party, retry(offer.key, SECOND_LOOK))
         }
         Answer::Taken | Answer::Wait => {
             party.endpoint.close(Close::Taken);
@@ -331,7 +343,11 @@ fn not_bridged(
             shared.rendezvous.give_back(key, owner, claimer);
         }
     }
-    let pause = RETRY.mul_f64(rand::random_range(0.5..1.0));
+    retry(key, RETRY)
+}
+
+fn retry(key: PairingKey, pause: Duration) -> Stage {
+    let pause = pause.mul_f64(rand::random_range(0.5..1.0));
     Stage::Retrying { key, pause: Box::pin(sleep(pause)) }
 }
 
