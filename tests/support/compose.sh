@@ -102,6 +102,8 @@ start_cluster() {
     within 60 is_healthy "$node" || fail "$node does not become healthy"
     within 30 is_ready "$node" || fail "$node does not become ready"
   done
+  within 10 compose exec -T lb bash -c 'exec 3<>/dev/tcp/127.0.0.1/1212' 2>/dev/null ||
+    fail "the load balancer does not listen"
   # The clients come from the image, and run here: they see no more than the ports of the host.
   local id
   id=$(docker create "$project")
