@@ -33,7 +33,7 @@ struct Flags {
     #[arg(long, value_name = "name", default_value = "nymea-remoteproxy development")]
     ca_name: String,
 
-    /// A node: <node>.pem and <node>.key for its bridge, valid for all these names; repeatable
+    /// A node: NODE.pem and NODE.key for its bridge, valid for all these names; repeatable
     #[arg(long = "node", value_name = "node[,dns or ip...]", value_parser = node)]
     nodes: Vec<Names>,
 
