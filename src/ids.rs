@@ -1,6 +1,8 @@
 //! The identifiers of the system, one type each, so that they cannot be mixed up.
 
 use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use uuid::Uuid;
@@ -34,10 +36,62 @@ impl OfferId {
     pub fn random() -> Self {
         Self(Uuid::new_v4())
     }
+
+    /// The id as 128 bits.
+    pub fn as_uuid(&self) -> &Uuid {
+        &self.0
+    }
+}
+
+impl From<Uuid> for OfferId {
+    fn from(id: Uuid) -> Self {
+        Self(id)
+    }
 }
 
 impl fmt::Display for OfferId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.simple().fmt(f)
+    }
+}
+
+impl FromStr for OfferId {
+    type Err = uuid::Error;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().map(Self)
+    }
+}
+
+/// A node from its start to its end: its name, and a number that no other start of it has.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct NodeId(Arc<str>);
+
+impl NodeId {
+    /// The node of this name, in the boot epoch with this number.
+    pub fn new(name: &str, boot: u64) -> Self {
+        Self(format!("{name}-{boot:016x}").into())
+    }
+
+    /// A node of this name that has just started.
+    pub fn started(name: &str) -> Self {
+        Self::new(name, rand::random())
+    }
+
+    /// As it was written.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<&str> for NodeId {
+    fn from(text: &str) -> Self {
+        Self(text.into())
+    }
+}
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
     }
 }

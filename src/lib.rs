@@ -22,9 +22,11 @@ pub mod auth;
 pub mod rendezvous;
 pub mod transport;
 
+pub mod cluster;
 pub mod relay;
 pub mod session;
 
+pub mod admin;
 pub mod node;
 
 pub mod client;

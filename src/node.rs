@@ -2,18 +2,32 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use thiserror::Error;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
-use crate::auth::{AcceptAny, Authenticator, HttpAuthenticator, HttpSettings, SetupError};
-use crate::config::Config;
+use crate::admin::{self, Readiness};
+use crate::auth::{
+    AcceptAny, Authenticator, HttpAuthenticator, HttpSettings, SetupError as AuthenticationError,
+};
+use crate::cluster;
+use crate::cluster::client::Peers;
+use crate::cluster::server::BridgeService;
+use crate::cluster::tls::{BridgeTls, BridgeTlsError};
+use crate::config::{self, Config};
+use crate::ids::NodeId;
+use crate::lifecycle::Lifecycle;
 use crate::protocol::ServerInfo;
-use crate::rendezvous::MemoryRendezvous;
+use crate::rendezvous::redis::{
+    Health, NodeFacts, Pace, RedisRendezvous, SetupError as RedisError,
+};
+use crate::rendezvous::{MemoryRendezvous, Rendezvous};
 use crate::session::{self, Shared};
 use crate::transport::Patience;
 use crate::transport::tls::{Fingerprint, ServerTls, TlsError};
@@ -32,34 +46,50 @@ pub enum PrepareError {
     Tls(#[from] TlsError),
     /// The authentication server.
     #[error(transparent)]
-    Authentication(#[from] SetupError),
+    Authentication(#[from] AuthenticationError),
+    /// Redis.
+    #[error(transparent)]
+    Redis(#[from] RedisError),
+    /// Certificate or key of the bridge.
+    #[error(transparent)]
+    Bridge(#[from] BridgeTlsError),
+    /// A cluster without TLS between its nodes, and nobody has said that this is wanted.
+    #[error(
+        "missing {0}: the nodes of a cluster need bridge.ca, bridge.certificate and bridge.key \
+         for TLS between them, or bridge.insecure = true to do without"
+    )]
+    BridgeNotSecure(&'static str),
 }
 
 /// Why a node does not start.
 #[derive(Debug, Error)]
 pub enum StartError {
     /// The address cannot be listened on.
-    #[error("cannot listen on {address}: {}", advice(.error))]
+    #[error("cannot listen on {address}: {}", advice(.error, .option))]
     Listen {
         /// The address.
         address: SocketAddr,
+        /// Which option or setting changes it.
+        option: &'static str,
         /// What the system says; told by the text, as it comes with advice.
         error: io::Error,
     },
+    /// Redis.
+    #[error(transparent)]
+    Redis(#[from] RedisError),
 }
 
-fn advice(error: &io::Error) -> String {
+fn advice(error: &io::Error, option: &str) -> String {
     match error.kind() {
         io::ErrorKind::AddrInUse => {
-            "another program uses it; end that one or choose another port with -p/--port".into()
+            format!("another program uses it; end that one or choose another port with {option}")
         }
         io::ErrorKind::AddrNotAvailable => {
-            "this machine has no such address; choose one of its own with -s/--server".into()
+            format!("this machine has no such address; choose one of its own with {option}")
         }
-        io::ErrorKind::PermissionDenied => {
-            "not permitted; ports below 1024 need the privilege, choose another with -p/--port"
-                .into()
-        }
+        io::ErrorKind::PermissionDenied => format!(
+            "not permitted; ports below 1024 need the privilege, choose another with {option}"
+        ),
         _ => error.to_string(),
     }
 }
@@ -68,6 +98,7 @@ fn advice(error: &io::Error) -> String {
 pub struct Prepared {
     config: Config,
     tls: Option<ServerTls>,
+    bridge_tls: Option<BridgeTls>,
     authenticator: Arc<dyn Authenticator>,
 }
 
@@ -91,12 +122,18 @@ impl Prepared {
             })?),
             None => Arc::new(AcceptAny),
         };
-        Ok(Self { config, tls, authenticator })
+        let bridge_tls = if config.redis.is_given() {
+            RedisRendezvous::check(&config.redis)?;
+            bridge_tls(&config.bridge)?
+        } else {
+            None
+        };
+        Ok(Self { config, tls, bridge_tls, authenticator })
     }
 
     /// What will be started, a line for each fact.
     pub fn summary(&self) -> Vec<String> {
-        let Config { server, tls, authentication, .. } = &self.config;
+        let Config { server, tls, authentication, redis, bridge, admin, .. } = &self.config;
         let address = SocketAddr::new(server.address, server.port);
         let certificate = match (&self.tls, &tls.certificate) {
             (None, _) => "TLS: off, for use behind something that terminates it".into(),
@@ -112,39 +149,92 @@ impl Prepared {
             Some(url) => format!("authentication: by {}", origin_of(url)),
             None => "authentication: none, any token is accepted".into(),
         };
-        vec![
-            format!("listen on: {}://{address}", self.scheme()),
-            certificate,
-            authentication,
-            "rendezvous: in memory, this node is alone".into(),
-        ]
+        let mut lines =
+            vec![format!("listen on: {}://{address}", self.scheme()), certificate, authentication];
+        if redis.is_given() {
+            let security = if self.bridge_tls.is_some() { "mutual TLS" } else { "no TLS" };
+            let advertised = advertised(bridge, bridge.listen);
+            lines.push(format!("rendezvous: in Redis, keys begin with {}", redis.prefix));
+            lines.push(format!(
+                "bridge: on {}, {security}, known to other nodes as {advertised}",
+                bridge.listen
+            ));
+        } else {
+            lines.push("rendezvous: in memory, this node is alone".into());
+        }
+        lines.extend(admin.listen.map(|address| format!("admin: on http://{address}")));
+        lines
     }
 
-    /// Listens on the configured address and serves. Must be called within a tokio runtime.
+    /// Listens on the configured addresses and serves. Must be called within a tokio runtime.
     pub fn start(self) -> Result<Node, StartError> {
-        let address = SocketAddr::new(self.config.server.address, self.config.server.port);
-        let listener = listen(address).map_err(|error| StartError::Listen { address, error })?;
-        self.start_on(listener).map_err(|error| StartError::Listen { address, error })
-    }
-
-    /// Serves on a listener that is bound already.
-    pub fn start_on(self, listener: TcpListener) -> io::Result<Node> {
-        let local_addr = listener.local_addr()?;
+        let listen_on = |address, option| {
+            listen(address).map_err(|error| StartError::Listen { address, option, error })
+        };
         let scheme = self.scheme();
-        let Self { config, tls, authenticator } = self;
-        let patience =
-            Patience { ping_interval: config.keepalive.interval, stalled: config.timeouts.stalled };
+        let Self { config, tls, bridge_tls, authenticator } = self;
+        let server = SocketAddr::new(config.server.address, config.server.port);
+        let (listener, local_addr) = listen_on(server, "-p/--port or -s/--server")?;
+        let admin = config.admin.listen.map(|address| listen_on(address, "admin.listen"));
+        let admin = admin.transpose()?;
+        let lifecycle = Lifecycle::default();
+        let cluster = if config.redis.is_given() {
+            let (bridge, address) = listen_on(config.bridge.listen, "bridge.listen")?;
+            let rendezvous = RedisRendezvous::start(
+                &config.redis,
+                NodeFacts {
+                    id: NodeId::started(&config.node.name),
+                    name: config.node.name.clone(),
+                    bridge_address: advertised(&config.bridge, address),
+                    waiting: config.timeouts.waiting,
+                },
+                Pace::default(),
+            )?;
+            Some((bridge, address, rendezvous))
+        } else {
+            None
+        };
+        let stalled = config.timeouts.stalled;
+        let patience = Patience { ping_interval: config.keepalive.interval, stalled };
+        let rendezvous: Arc<dyn Rendezvous> = match &cluster {
+            Some((_, _, rendezvous)) => Arc::clone(rendezvous) as _,
+            None => Arc::new(MemoryRendezvous::default()),
+        };
+        let peers =
+            cluster.as_ref().map(|_| Peers::new(bridge_tls.clone(), stalled, lifecycle.clone()));
         let shared = Arc::new(Shared::new(
             WebSocketTransport::new(tls.as_ref(), patience),
             authenticator,
-            Arc::new(MemoryRendezvous::default()),
+            rendezvous,
+            peers,
             ServerInfo { name: config.server.name, version: env!("CARGO_PKG_VERSION").into() },
-            config.timeouts,
-            config.limits,
+            lifecycle.clone(),
+            (config.timeouts, config.limits),
         ));
-        let fingerprint = tls.as_ref().map(ServerTls::fingerprint);
-        shared.lifecycle.spawn(accept_all(listener, Arc::clone(&shared)));
-        Ok(Node { shared, local_addr, scheme, fingerprint, grace: config.drain.grace })
+        lifecycle.spawn(accept_all(listener, Arc::clone(&shared)));
+        let mut node = Node {
+            shared: Arc::clone(&shared),
+            local_addr,
+            bridge_addr: None,
+            admin_addr: None,
+            scheme,
+            fingerprint: tls.as_ref().map(ServerTls::fingerprint),
+            grace: config.drain.grace,
+            redis: None,
+            servers: JoinSet::new().into(),
+        };
+        if let Some((bridge, address, redis)) = cluster {
+            let attach = Arc::clone(&shared) as _;
+            let service = BridgeService { attach, stalled, lifecycle: lifecycle.clone() };
+            node.serve(cluster::server::serve(service, bridge, bridge_tls));
+            (node.bridge_addr, node.redis) = (Some(address), Some(redis));
+        }
+        if let Some((listener, address)) = admin {
+            let health = node.redis.as_ref().map(|redis| redis.health());
+            node.serve(admin::serve(listener, readiness(lifecycle, health)));
+            node.admin_addr = Some(address);
+        }
+        Ok(node)
     }
 
     fn scheme(&self) -> &'static str {
@@ -152,11 +242,53 @@ impl Prepared {
     }
 }
 
+fn bridge_tls(bridge: &config::Bridge) -> Result<Option<BridgeTls>, PrepareError> {
+    match (&bridge.ca, &bridge.certificate, &bridge.key) {
+        (Some(ca), Some(certificate), Some(key)) => {
+            Ok(Some(BridgeTls::from_files(ca, certificate, key)?))
+        }
+        (None, None, None) if bridge.insecure => Ok(None),
+        (None, ..) => Err(PrepareError::BridgeNotSecure("bridge.ca")),
+        (_, None, _) => Err(PrepareError::BridgeNotSecure("bridge.certificate")),
+        (.., None) => Err(PrepareError::BridgeNotSecure("bridge.key")),
+    }
+}
+
+/// Where other nodes reach the bridge that listens on `address`.
+fn advertised(bridge: &config::Bridge, address: SocketAddr) -> String {
+    match &bridge.advertise {
+        Some(advertised) => advertised.clone(),
+        // In a container, the host name is what its network knows it by.
+        None if address.ip().is_unspecified() => {
+            format!("{}:{}", gethostname::gethostname().to_string_lossy(), address.port())
+        }
+        None => address.to_string(),
+    }
+}
+
+/// Redis may be away this long before a node asks for no more clients: waiting endpoints outlast
+/// a short absence, and a node that flaps helps nobody.
+const REDIS_GRACE: Duration = Duration::from_secs(5);
+
+fn readiness(lifecycle: Lifecycle, health: Option<watch::Receiver<Health>>) -> Readiness {
+    Arc::new(move || {
+        if lifecycle.is_draining() {
+            return Err("draining".into());
+        }
+        match health.as_ref().map(|health| *health.borrow()) {
+            Some(Health::Away { since }) if since.elapsed() > REDIS_GRACE => {
+                Err(format!("Redis is away for {} s", since.elapsed().as_secs()))
+            }
+            _ => Ok(()),
+        }
+    })
+}
+
 fn origin_of(url: &str) -> String {
     url::Url::parse(url).map_or_else(|_| String::new(), |url| url.origin().ascii_serialization())
 }
 
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+fn listen(address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
     let socket = match address {
         SocketAddr::V4(_) => tokio::net::TcpSocket::new_v4()?,
         SocketAddr::V6(_) => tokio::net::TcpSocket::new_v6()?,
@@ -164,22 +296,40 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     // A restarted node must not wait until the old one's connections are forgotten.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
-    socket.listen(BACKLOG)
+    let listener = socket.listen(BACKLOG)?;
+    let local_addr = listener.local_addr()?;
+    Ok((listener, local_addr))
 }
 
-/// A running node. Dropping it does not end it; [`Node::drain`] does.
+/// A running node. Dropping it ends the way to other nodes at once and leaves its clients to
+/// themselves; [`Node::drain`] ends it in order.
 pub struct Node {
     shared: Arc<Shared>,
     local_addr: SocketAddr,
+    bridge_addr: Option<SocketAddr>,
+    admin_addr: Option<SocketAddr>,
     scheme: &'static str,
     fingerprint: Option<Fingerprint>,
     grace: Duration,
+    redis: Option<Arc<RedisRendezvous>>,
+    /// Bridge and admin: they serve until the last tunnel has ended.
+    servers: Mutex<JoinSet<()>>,
 }
 
 impl Node {
-    /// Where it listens.
+    /// Where it listens for clients.
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
+    }
+
+    /// Where it listens for other nodes.
+    pub fn bridge_addr(&self) -> Option<SocketAddr> {
+        self.bridge_addr
+    }
+
+    /// Where it answers operators.
+    pub fn admin_addr(&self) -> Option<SocketAddr> {
+        self.admin_addr
     }
 
     /// The URL for clients on this machine, and for others if it listens on one address only.
@@ -196,8 +346,9 @@ impl Node {
         self.fingerprint.map(|fingerprint| fingerprint.to_string())
     }
 
-    /// Stops accepting, sends waiting endpoints away (close code 1001), lets standing tunnels go
-    /// on for up to `drain.grace`, and then ends them (1001).
+    /// Unready first, stops accepting, sends waiting endpoints away (close code 1001), lets
+    /// standing tunnels go on for up to `drain.grace`, and then ends them (1001). Then the bridge
+    /// ends, what is left of this node in Redis is removed, and admin ends last.
     pub async fn drain(&self) {
         let lifecycle = &self.shared.lifecycle;
         lifecycle.begin_drain();
@@ -210,7 +361,19 @@ impl Node {
                 warn!("some connections did not end in time and are cut");
             }
         }
+        if let Some(redis) = &self.redis {
+            redis.close().await;
+        }
+        self.servers().abort_all();
         info!("drained");
+    }
+
+    fn serve(&self, server: impl Future<Output = ()> + Send + 'static) {
+        self.servers().spawn(server);
+    }
+
+    fn servers(&self) -> MutexGuard<'_, JoinSet<()>> {
+        self.servers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

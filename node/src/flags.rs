@@ -30,6 +30,11 @@ pub(crate) struct Flags {
     #[arg(short, long, value_name = "url")]
     authentication_server: Option<String>,
 
+    /// Where the nodes of a cluster meet: redis://, rediss:// or unix: [default: this node is
+    /// alone]
+    #[arg(long, value_name = "url")]
+    redis: Option<String>,
+
     /// Also log to this file
     #[arg(short, long, value_name = "logfile")]
     logging: Option<String>,
@@ -78,6 +83,7 @@ impl Flags {
                 self.authentication_server.clone(),
                 "--authentication-server",
             ),
+            ("redis.url", self.redis.clone(), "--redis"),
             ("log.file", self.logging.clone(), "--logging"),
             (
                 "authentication.insecure_accept_any",

@@ -192,7 +192,15 @@ fn the_example_shows_every_setting_with_its_default() {
         .map(|line| if is_setting(&line) { &line[1..] } else { line })
         .flat_map(|line| [line, "\n"])
         .collect();
-    let example: Json = json!(load(&uncommented, &[], &[]).expect("valid"));
+    // Alternatives stand side by side: each setting is read, but they do not go together.
+    let file = file(&uncommented);
+    let mut reading = Reading::new(Some(file.path()));
+    for (section, value) in merge(Some(file.path()), [], Vec::new()).expect("TOML") {
+        reading.section(&section, value);
+    }
+    assert_eq!(reading.faults, []);
+    let config: Config = serde_json::from_value(reading.settings).expect("readable");
+    let example = json!(config);
 
     let mut settings = 0;
     for (section, defaults) in json!(Config::default()).as_object().expect("sections") {

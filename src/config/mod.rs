@@ -1,7 +1,8 @@
 //! Every setting of a node and its default. [`Config::load`] reads them from file, environment
 //! and flags; the rest of the program sees only these types.
 
-use std::net::IpAddr;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -25,6 +26,8 @@ pub struct Config {
     pub tls: Tls,
     /// Who decides about tokens.
     pub authentication: Authentication,
+    /// Where the nodes of a cluster meet; without it, this node is alone.
+    pub redis: Redis,
     /// How long things may take.
     pub timeouts: Timeouts,
     /// Keepalive pings.
@@ -33,6 +36,10 @@ pub struct Config {
     pub drain: Drain,
     /// How much of everything there may be.
     pub limits: Limits,
+    /// The way between the nodes of a cluster.
+    pub bridge: Bridge,
+    /// Where operators ask.
+    pub admin: Admin,
     /// What is logged, and where.
     pub log: Log,
 }
@@ -90,6 +97,36 @@ pub struct Authentication {
     /// Accept any token on any address, not just on loopback.
     pub insecure_accept_any: bool,
 }
+
+/// `redis.*`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Redis {
+    /// URL of the server; with sentinels, how to talk to the master they name.
+    pub url: Option<Secret>,
+    /// A file with that URL.
+    pub url_file: Option<PathBuf>,
+    /// What all keys begin with.
+    pub prefix: String,
+    /// PEM file with certificates to trust instead of the system's.
+    pub ca: Option<PathBuf>,
+    /// URLs of sentinels.
+    #[serde(deserialize_with = "units::list")]
+    pub sentinels: Vec<Secret>,
+    /// The master as the sentinels call it.
+    pub sentinel_master: Option<String>,
+    /// URLs of some nodes of a Redis Cluster.
+    #[serde(deserialize_with = "units::list")]
+    pub cluster: Vec<Secret>,
+    /// How long an answer may take.
+    #[serde(deserialize_with = "units::duration", serialize_with = "units::write_duration")]
+    pub timeout: Duration,
+}
+
+/// A setting that may hold a password, which is not shown.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(String);
 
 /// `timeouts.*`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -155,6 +192,33 @@ pub struct Limits {
     pub message_size: usize,
 }
 
+/// `bridge.*`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Bridge {
+    /// Where other nodes connect to this one.
+    pub listen: SocketAddr,
+    /// `host:port` by which other nodes reach it; by default the address it listens on, or the
+    /// host name if that is all addresses.
+    pub advertise: Option<String>,
+    /// PEM file with the CA of the cluster.
+    pub ca: Option<PathBuf>,
+    /// PEM file with this node's certificate.
+    pub certificate: Option<PathBuf>,
+    /// PEM file with its key.
+    pub key: Option<PathBuf>,
+    /// Do without TLS between the nodes.
+    pub insecure: bool,
+}
+
+/// `admin.*`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Admin {
+    /// Where `/healthz` and `/readyz` are answered, if anywhere.
+    pub listen: Option<SocketAddr>,
+}
+
 /// `log.*`
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -201,6 +265,47 @@ impl Default for Authentication {
     }
 }
 
+impl Redis {
+    /// Whether there is a cluster.
+    pub fn is_given(&self) -> bool {
+        let Self { url, url_file, sentinels, cluster, .. } = self;
+        url.is_some() || url_file.is_some() || !sentinels.is_empty() || !cluster.is_empty()
+    }
+}
+
+impl Default for Redis {
+    fn default() -> Self {
+        Self {
+            url: None,
+            url_file: None,
+            prefix: "nymea-remoteproxy:".into(),
+            ca: None,
+            sentinels: Vec::new(),
+            sentinel_master: None,
+            cluster: Vec::new(),
+            timeout: Duration::from_millis(1500),
+        }
+    }
+}
+
+impl Secret {
+    /// Wraps a value.
+    pub fn new(value: impl Into<String>) -> Self {
+        Self(value.into())
+    }
+
+    /// The value itself.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
 impl Default for Timeouts {
     fn default() -> Self {
         Self {
@@ -234,6 +339,19 @@ impl Default for Limits {
             unauthenticated_per_ip: 1_000,
             requests: 1_000,
             message_size: 16 << 20,
+        }
+    }
+}
+
+impl Default for Bridge {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 1213)),
+            advertise: None,
+            ca: None,
+            certificate: None,
+            key: None,
+            insecure: false,
         }
     }
 }

@@ -7,8 +7,10 @@ use std::fmt;
 use std::net::{IpAddr, ToSocketAddrs};
 use std::time::Duration;
 
-use serde::de::{Error, Unexpected, Visitor};
+use serde::de::{Error, SeqAccess, Unexpected, Visitor};
 use serde::{Deserializer, Serializer};
+
+use super::Secret;
 
 /// A duration such as `500ms`, `8s` or `2m`.
 pub(super) fn duration<'de, D: Deserializer<'de>>(input: D) -> Result<Duration, D::Error> {
@@ -62,6 +64,34 @@ pub(super) fn address<'de, D: Deserializer<'de>>(input: D) -> Result<IpAddr, D::
         from_text: resolve,
         from_number: |_| None,
     })
+}
+
+/// Texts: an array, or one text with commas between them, as in an environment variable.
+pub(super) fn list<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<Secret>, D::Error> {
+    struct List;
+
+    impl<'de> Visitor<'de> for List {
+        type Value = Vec<Secret>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a list of texts")
+        }
+
+        fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
+            let parts = text.split(',').map(str::trim);
+            Ok(parts.filter(|part| !part.is_empty()).map(Secret::new).collect())
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut texts: A) -> Result<Self::Value, A::Error> {
+            let mut list = Vec::new();
+            while let Some(text) = texts.next_element()? {
+                list.push(text);
+            }
+            Ok(list)
+        }
+    }
+
+    input.deserialize_any(List)
 }
 
 fn parse_size(text: &str) -> Option<usize> {
@@ -156,6 +186,15 @@ mod tests {
             let why = why(size(json!(wrong)));
             assert!(why.contains("expected a size such as 16MiB"), "{wrong}: {why}");
         }
+    }
+
+    #[test]
+    fn lists() {
+        let both = vec![Secret::new("a"), Secret::new("b")];
+        assert_eq!(list(json!(["a", "b"])).expect("list"), both);
+        assert_eq!(list(json!("a, b,")).expect("list"), both);
+        assert_eq!(list(json!("")).expect("list"), []);
+        assert!(why(list(json!(5))).ends_with("expected a list of texts"));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use url::Url;
 
-use super::{Config, ConfigError, Fault};
+use super::{Config, ConfigError, Fault, Redis, Secret};
 
 const MAX_MESSAGE_SIZE: usize = 1 << 30;
 const MAX_COUNT: usize = 1_000_000_000;
@@ -28,6 +28,7 @@ impl Config {
         faults.limits(self);
         faults.tls(self);
         faults.authentication(self);
+        faults.redis(&self.redis);
         faults.0
     }
 }
@@ -55,6 +56,8 @@ impl Faults {
             ("tls.certificate", &config.tls.certificate),
             ("tls.certificate_key", &config.tls.certificate_key),
             ("authentication.ca", &config.authentication.ca),
+            ("redis.url_file", &config.redis.url_file),
+            ("redis.ca", &config.redis.ca),
             ("log.file", &config.log.file),
         ] {
             if file.as_ref().is_some_and(|file| file.as_os_str().is_empty()) {
@@ -74,6 +77,7 @@ impl Faults {
             ("timeouts.close", timeouts.close),
             ("authentication.timeout", config.authentication.timeout),
             ("keepalive.interval", config.keepalive.interval),
+            ("redis.timeout", config.redis.timeout),
         ] {
             if duration.is_zero() {
                 self.add(key, "must be longer than zero, expected a duration such as 8s");
@@ -145,6 +149,72 @@ impl Faults {
             }
         }
     }
+}
+
+/// What is told never repeats a URL: it may hold a password.
+impl Faults {
+    fn redis(&mut self, redis: &Redis) {
+        if redis.url.is_some() && redis.url_file.is_some() {
+            self.add("redis.url_file", "give either this or redis.url, not both");
+        }
+        let has_server = redis.url.is_some() || redis.url_file.is_some();
+        if !redis.cluster.is_empty() && (has_server || !redis.sentinels.is_empty()) {
+            self.add(
+                "redis.cluster",
+                "give either a server (redis.url), sentinels (redis.sentinels) or a cluster, not \
+                 several of them",
+            );
+        }
+        match &redis.sentinel_master {
+            None if !redis.sentinels.is_empty() => self.add(
+                "redis.sentinel_master",
+                "missing: sentinels must be asked for a master by its name",
+            ),
+            Some(_) if redis.sentinels.is_empty() => {
+                self.add("redis.sentinels", "missing: give the URLs of the sentinels to ask");
+            }
+            Some(master) if master.trim().is_empty() => {
+                self.add("redis.sentinel_master", "must not be empty");
+            }
+            Some(master)
+                if redis.url.as_ref().is_some_and(|url| host_of(url).as_ref() != Some(master)) =>
+            {
+                self.add(
+                    "redis.url",
+                    "its host must be redis.sentinel_master, as the sentinels say where the \
+                     master is",
+                );
+            }
+            Some(_) | None => {}
+        }
+        if redis.prefix.is_empty() || redis.prefix.contains(['{', '}']) {
+            self.add("redis.prefix", "expected a text without braces that is not empty");
+        }
+        self.redis_urls("redis.url", redis.url.as_slice());
+        self.redis_urls("redis.sentinels", &redis.sentinels);
+        self.redis_urls("redis.cluster", &redis.cluster);
+    }
+
+    fn redis_urls(&mut self, key: &str, urls: &[Secret]) {
+        let is_redis = |url: &Secret| {
+            Url::parse(url.reveal()).is_ok_and(|url| match url.scheme() {
+                "redis" | "rediss" => url.has_host() && url.fragment().is_none(),
+                "unix" | "redis+unix" => key == "redis.url",
+                _ => false,
+            })
+        };
+        if !urls.iter().all(is_redis) {
+            self.add(
+                key,
+                "expected a URL such as redis://user:password@host:6379/0, rediss:// for TLS, or \
+                 for a single server unix:///run/redis.sock",
+            );
+        }
+    }
+}
+
+fn host_of(url: &Secret) -> Option<String> {
+    Url::parse(url.reveal()).ok()?.host_str().map(Into::into)
 }
 
 fn is_http(url: &str) -> bool {
@@ -230,6 +300,45 @@ mod tests {
             assert_eq!(found, ["authentication.server"], "{url}");
         }
         assert!(keys(|c| c.authentication.server = Some("http://[::1]:80/x".into())).is_empty());
+    }
+
+    #[test]
+    fn one_kind_of_redis() {
+        let url = |text: &str| Some(Secret::new(text));
+        let list = |text: &str| vec![Secret::new(text)];
+        for good in ["redis://h", "rediss://:p@h:1/2", "unix:/run/x", "redis+unix:///run/x"] {
+            assert!(keys(|c| c.redis.url = url(good)).is_empty(), "{good}");
+        }
+        for wrong in ["", "h:6379", "http://h", "redis://", "rediss://h#insecure"] {
+            assert_eq!(keys(|c| c.redis.url = url(wrong)), ["redis.url"], "{wrong}");
+        }
+        assert_eq!(keys(|c| c.redis.prefix = "a{b}".into()), ["redis.prefix"]);
+        assert_eq!(keys(|c| c.redis.sentinels = list("redis://h")), ["redis.sentinel_master"]);
+        assert_eq!(keys(|c| c.redis.sentinel_master = Some("m".into())), ["redis.sentinels"]);
+        let both = keys(|c| {
+            c.redis.url = url("redis://h");
+            c.redis.cluster = list("redis://h");
+            c.redis.url_file = Some("f".into());
+        });
+        assert_eq!(both, ["redis.url_file", "redis.cluster"]);
+        for (host, expected) in [("m", &[][..]), ("h", &["redis.url"])] {
+            let found = keys(|c| {
+                c.redis.url = url(&format!("redis://:p@{host}/1"));
+                c.redis.sentinels = list("redis://h:26379");
+                c.redis.sentinel_master = Some("m".into());
+            });
+            assert_eq!(found, expected);
+        }
+    }
+
+    #[test]
+    fn passwords_are_not_shown() {
+        let mut config = Config::default();
+        config.redis.url = Some(Secret::new("redis:geheim@h"));
+        config.redis.cluster = vec![Secret::new("geheim")];
+        let told = config.validate().expect_err("wrong").to_string();
+        assert!(!told.contains("geheim"), "{told}");
+        assert!(!format!("{config:?}").contains("geheim"));
     }
 
     #[test]

@@ -6,20 +6,35 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
+use tokio::sync::watch;
 
-use super::{Answer, Offer, Rendezvous};
+use super::{Answer, Home, Offer, Rendezvous, Waiting};
 use crate::ids::OfferId;
 use crate::protocol::PairingKey;
 
 /// Entries in this process's memory.
-#[derive(Default)]
 pub struct MemoryRendezvous {
     entries: Mutex<HashMap<PairingKey, Entry>>,
+    /// Nothing is ever lost.
+    epoch: watch::Sender<u64>,
+}
+
+impl Default for MemoryRendezvous {
+    fn default() -> Self {
+        Self { entries: Mutex::default(), epoch: watch::Sender::new(0) }
+    }
 }
 
 struct Entry {
     owner: OfferId,
-    standing: bool,
+    state: State,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Waiting,
+    Claimed(OfferId),
+    Standing,
 }
 
 impl MemoryRendezvous {
@@ -38,18 +53,33 @@ impl MemoryRendezvous {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn change(&self, key: PairingKey, owner: OfferId, from: State, to: State) {
+        if let Some(entry) = self.entries().get_mut(&key)
+            && entry.owner == owner
+            && entry.state == from
+        {
+            entry.state = to;
+        }
+    }
+
     fn decide(&self, offer: Offer) -> Answer {
         match self.entries().entry(offer.key) {
             Slot::Vacant(slot) => {
-                slot.insert(Entry { owner: offer.id, standing: false });
+                slot.insert(Entry { owner: offer.id, state: State::Waiting });
                 Answer::Wait
             }
             Slot::Occupied(mut slot) => {
-                let entry = slot.get_mut();
-                if std::mem::replace(&mut entry.standing, true) {
-                    Answer::Taken
+                let Entry { owner, state } = slot.get_mut();
+                if *owner == offer.id {
+                    return Answer::Wait;
+                }
+                if *state == State::Waiting {
+                    *state = State::Claimed(offer.id);
+                }
+                if *state == State::Claimed(offer.id) {
+                    Answer::Claimed(Waiting { id: *owner, home: Home::Here })
                 } else {
-                    Answer::Claimed(entry.owner)
+                    Answer::Taken
                 }
             }
         }
@@ -61,12 +91,24 @@ impl Rendezvous for MemoryRendezvous {
         ready(self.decide(offer)).boxed()
     }
 
-    fn release(&self, offer: Offer) {
-        if let Slot::Occupied(slot) = self.entries().entry(offer.key)
-            && slot.get().owner == offer.id
+    fn release(&self, key: PairingKey, offer: OfferId) {
+        if let Slot::Occupied(slot) = self.entries().entry(key)
+            && slot.get().owner == offer
         {
             slot.remove();
         }
+    }
+
+    fn give_back(&self, key: PairingKey, owner: OfferId, claimer: OfferId) {
+        self.change(key, owner, State::Claimed(claimer), State::Waiting);
+    }
+
+    fn stands(&self, key: PairingKey, offer: OfferId) {
+        self.change(key, offer, State::Waiting, State::Standing);
+    }
+
+    fn epoch(&self) -> watch::Receiver<u64> {
+        self.epoch.subscribe()
     }
 }
 
@@ -76,7 +118,11 @@ mod tests {
     use crate::protocol::Token;
 
     fn offer(token: &str) -> Offer {
-        Offer { key: PairingKey::new(&Token::new(token), None), id: OfferId::random() }
+        Offer::new(PairingKey::new(&Token::new(token), None))
+    }
+
+    fn claimed(offer: Offer) -> Answer {
+        Answer::Claimed(Waiting { id: offer.id, home: Home::Here })
     }
 
     #[test]
@@ -85,9 +131,9 @@ mod tests {
         let (first, second, third) = (offer("t"), offer("t"), offer("t"));
         assert_eq!(rendezvous.decide(first), Answer::Wait);
         assert_eq!(rendezvous.decide(offer("other")), Answer::Wait);
-        assert_eq!(rendezvous.decide(second), Answer::Claimed(first.id));
+        assert_eq!(rendezvous.decide(second), claimed(first));
         assert_eq!(rendezvous.decide(third), Answer::Taken);
-        rendezvous.release(first);
+        rendezvous.release(first.key, first.id);
         assert_eq!(rendezvous.decide(third), Answer::Wait);
     }
 
@@ -96,11 +142,11 @@ mod tests {
         let rendezvous = MemoryRendezvous::default();
         let (first, second) = (offer("t"), offer("t"));
         assert_eq!(rendezvous.decide(first), Answer::Wait);
-        rendezvous.release(second);
-        assert_eq!(rendezvous.decide(second), Answer::Claimed(first.id));
-        rendezvous.release(second);
+        rendezvous.release(second.key, second.id);
+        assert_eq!(rendezvous.decide(second), claimed(first));
+        rendezvous.release(second.key, second.id);
         assert_eq!(rendezvous.decide(offer("t")), Answer::Taken);
-        rendezvous.release(first);
+        rendezvous.release(first.key, first.id);
         assert!(rendezvous.is_empty());
     }
 }

@@ -1,15 +1,18 @@
 //! Where endpoints with the same key find each other: the [`Rendezvous`] trait and its rules.
-//! [`MemoryRendezvous`] serves one node.
+//! [`MemoryRendezvous`] serves one node, [`redis::RedisRendezvous`] a cluster.
 //!
 //! An entry belongs to the offer that made it. It is *waiting* until a second offer claims it, and
 //! *standing* from then until it is released; meanwhile further offers of its key are turned away.
 //! Whoever releases names the offer, so that nobody removes what another one has put there since.
 
 mod memory;
+pub mod redis;
 
+use std::fmt;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
+use tokio::sync::watch;
 
 use crate::ids::OfferId;
 use crate::protocol::PairingKey;
@@ -23,25 +26,80 @@ pub struct Offer {
     pub key: PairingKey,
     /// New for each offer.
     pub id: OfferId,
+    /// Whoever bridges to this offer from another node must know it.
+    pub secret: Secret,
+}
+
+impl Offer {
+    /// A new offer of this key.
+    pub fn new(key: PairingKey) -> Self {
+        Self { key, id: OfferId::random(), secret: Secret(rand::random()) }
+    }
+}
+
+/// A random one-time secret. Shown to nobody but the node that claims the offer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Secret(pub [u8; 16]);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
 }
 
 /// What becomes of an offer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// Nobody is there; the offer is kept until it is claimed or released.
     Wait,
     /// This offer was waiting and is now claimed: the two belong together.
-    Claimed(OfferId),
+    Claimed(Waiting),
     /// Two endpoints have this key already.
     Taken,
 }
 
+/// An offer that waits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    /// Its id.
+    pub id: OfferId,
+    /// Where its endpoint is.
+    pub home: Home,
+}
+
+/// The node of an endpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Home {
+    /// This node.
+    Here,
+    /// Another node.
+    There {
+        /// Its bridge address, `host:port`.
+        address: String,
+        /// The secret of the offer.
+        secret: Secret,
+    },
+}
+
 /// Decides, in one atomic step, which two offers belong together.
 pub trait Rendezvous: Send + Sync {
-    /// Puts an offer up.
+    /// Puts an offer up, or up again: an offer that is there already is answered as before. Does
+    /// not resolve before the answer is known, however long that takes. Dropping the future takes
+    /// nothing back; release does.
     fn offer(self: Arc<Self>, offer: Offer) -> BoxFuture<'static, Answer>;
 
     /// Frees the key, if its entry was made by this offer: it waits no more, or its tunnel has
-    /// ended. Takes effect as soon as possible, without waiting.
-    fn release(&self, offer: Offer);
+    /// ended, or its endpoint was not found. Takes effect as soon as possible, without waiting.
+    fn release(&self, key: PairingKey, offer: OfferId);
+
+    /// Takes back the claim of `claimer` on `owner`, which it will not join after all: `owner` waits
+    /// again.
+    fn give_back(&self, key: PairingKey, owner: OfferId, claimer: OfferId);
+
+    /// The endpoint of this offer, which waits on this node, is being joined from another node.
+    /// To be said before it can no longer be found waiting.
+    fn stands(&self, key: PairingKey, offer: OfferId);
+
+    /// Changes when entries may have been lost; then waiting offers must be put up again.
+    fn epoch(&self) -> watch::Receiver<u64>;
 }

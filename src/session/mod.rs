@@ -7,6 +7,7 @@
 mod admission;
 mod negotiation;
 mod registry;
+mod tunnel;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,14 +21,15 @@ use tracing::{Instrument, debug, info, info_span};
 
 use self::admission::{Admission, Ticket};
 use self::negotiation::{Outcome, negotiate};
-use self::registry::Registry;
+use self::registry::{NotWaiting, Partner, Registry};
 use crate::auth::Authenticator;
+use crate::cluster::client::Peers;
+use crate::cluster::{self, Attach, Incoming};
 use crate::config::{Limits, Timeouts};
-use crate::ids::ConnectionId;
+use crate::ids::{ConnectionId, OfferId};
 use crate::lifecycle::Lifecycle;
-use crate::protocol::{Action, Close, Endpoint, Rules, ServerInfo};
-use crate::relay;
-use crate::rendezvous::{Offer, Rendezvous};
+use crate::protocol::{Endpoint, Rules, ServerInfo};
+use crate::rendezvous::{Offer, Rendezvous, Secret};
 use crate::transport::{AcceptError, Leg, Refusal, Transport};
 
 /// Connections that are told at once that there is no room. More are dropped without a word, as
@@ -42,6 +44,8 @@ pub struct Shared {
     pub authenticator: Arc<dyn Authenticator>,
     /// Where endpoints find each other.
     pub rendezvous: Arc<dyn Rendezvous>,
+    /// The way to other nodes, if there are any.
+    pub peers: Option<Peers>,
     /// Who this server is.
     pub server: Arc<ServerInfo>,
     /// The node's life.
@@ -60,16 +64,18 @@ impl Shared {
         transport: Arc<dyn Transport>,
         authenticator: Arc<dyn Authenticator>,
         rendezvous: Arc<dyn Rendezvous>,
+        peers: Option<Peers>,
         server: ServerInfo,
-        timeouts: Timeouts,
-        limits: Limits,
+        lifecycle: Lifecycle,
+        (timeouts, limits): (Timeouts, Limits),
     ) -> Self {
         Self {
             transport,
             authenticator,
             rendezvous,
+            peers,
             server: Arc::new(server),
-            lifecycle: Lifecycle::default(),
+            lifecycle,
             timeouts,
             requests: limits.requests,
             message_size: limits.message_size,
@@ -159,14 +165,17 @@ async fn run(party: Box<Party>, shared: &Arc<Shared>) {
         match negotiate(party, shared).boxed().await {
             Outcome::Over => {}
             Outcome::Orphan(partner) => next = Some(partner),
-            Outcome::Paired { first, second, entry } => {
-                tunnel(first, second, entry, shared).await;
+            Outcome::Met { first, partner, entry } => {
+                tunnel::of_the_waiting(first, partner, entry, shared).await;
+            }
+            Outcome::Bridged { party, bridged, tunnel } => {
+                tunnel::of_the_claiming(party, bridged, tunnel, shared).await;
             }
         }
     }
 }
 
-/// An entry in the rendezvous, given back when dropped.
+/// An offer of this node's, given back when dropped.
 struct Entry {
     offer: Offer,
     shared: Arc<Shared>,
@@ -175,63 +184,30 @@ struct Entry {
 impl Drop for Entry {
     fn drop(&mut self) {
         self.shared.registry.withdraw(self.offer.id);
-        self.shared.rendezvous.release(self.offer);
+        self.shared.rendezvous.release(self.offer.key, self.offer.id);
     }
 }
 
-/// Runs the tunnel of two endpoints of this node.
-async fn tunnel(mut first: Box<Party>, mut second: Box<Party>, entry: Entry, shared: &Arc<Shared>) {
-    let tunnel = entry.offer.id;
-    if let Err(close) = establish(&mut first, &mut second, shared).await {
-        info!(%tunnel, reason = %close, "tunnel refused");
-        drop(entry);
-        let patience = shared.timeouts.close;
-        tokio::join!(
-            relay::close_leg(&mut *first.leg, Some(close), patience),
-            relay::close_leg(&mut *second.leg, Some(close), patience),
-        );
-        return;
-    }
-    info!(%tunnel, first = %first.id, second = %second.id, "tunnel established");
-    let since = Instant::now();
-    let stop = shared.lifecycle.over().map(|()| Close::Draining);
-    let patience = shared.timeouts.close;
-    let ended = relay::flow(&mut *first.leg, &mut *second.leg, stop, patience).await;
-    // The key is free before the goodbyes are said: an endpoint may come back at once.
-    drop(entry);
-    let report = relay::finish(&mut *first.leg, &mut *second.leg, ended, patience).await;
-    info!(
-        %tunnel,
-        reason = %report.reason,
-        ended_by = ?report.ended_by,
-        bytes_forth = report.forth.bytes,
-        bytes_back = report.back.bytes,
-        messages_forth = report.forth.messages,
-        messages_back = report.back.messages,
-        duration_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX),
-        "tunnel ended"
-    );
-}
-
-/// Tells both endpoints that the tunnel stands.
-async fn establish(first: &mut Party, second: &mut Party, shared: &Shared) -> Result<(), Close> {
-    let profile = |party: &Party| party.endpoint.offer().map(|(_, profile)| profile.clone());
-    let (Some(of_first), Some(of_second)) = (profile(first), profile(second)) else {
-        return Err(Close::Fault);
-    };
-    first.endpoint.paired(&of_second);
-    second.endpoint.paired(&of_first);
-    for party in [first, second] {
-        party.leg.set_message_limit(shared.message_size);
-        while let Some(action) = party.endpoint.poll_action() {
-            match action {
-                Action::Send(message) => send(&mut *party.leg, message).await,
-                Action::Close(close) => return Err(close),
-                Action::Authenticate(_) | Action::Offer(_) => return Err(Close::Fault),
+impl Attach for Shared {
+    fn attach(&self, offer: OfferId, secret: Secret, bridge: Incoming) {
+        let bridge = Box::new(bridge);
+        let handed_over = match self.registry.waiting(offer, secret) {
+            Ok(offer) => {
+                self.rendezvous.stands(offer.key, offer.id);
+                self.registry.hand_over(offer.id, Partner::There(bridge))
             }
+            Err(why) => Err((why, Partner::There(bridge))),
+        };
+        if let Err((why, Partner::There(bridge))) = handed_over {
+            let refusal = match why {
+                NotWaiting::Gone => cluster::Refusal::Gone,
+                NotWaiting::Paired => cluster::Refusal::Taken,
+                NotWaiting::WrongSecret => cluster::Refusal::Denied,
+            };
+            info!(tunnel = %offer, %refusal, "a bridge was refused");
+            bridge.answer.refuse(refusal);
         }
     }
-    Ok(())
 }
 
 /// Puts a message of ours into the leg's buffer. That it cannot be sent shows when the leg is read

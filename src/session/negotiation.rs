@@ -1,45 +1,68 @@
 //! From the first message to the partner: drives the [`Endpoint`](crate::protocol::Endpoint) of a
-//! connection by what comes from its leg, the authenticator, the rendezvous and the clock.
+//! connection by what comes from its leg, the authenticator, the rendezvous, other nodes and the
+//! clock.
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::oneshot;
-use tokio::time::{Sleep, sleep_until};
+use tokio::time::{Sleep, sleep, sleep_until};
 use tracing::{debug, info, warn};
 
+use super::registry::Partner;
+use super::tunnel::profile_of;
 use super::{Entry, Party, Shared, error_chain, send};
 use crate::auth;
+use crate::cluster::client::BridgeError;
+use crate::cluster::{Bridged, Refusal};
 use crate::ids::OfferId;
 use crate::protocol::{Action, Chunk, Close, PairingKey, Verdict};
 use crate::relay::close_leg;
-use crate::rendezvous::{Answer, Offer};
+use crate::rendezvous::{Answer, Home, Offer, Waiting};
 use crate::transport::{End, Leg};
+
+/// Between two tries to reach the node of a partner, with up to half of it taken off at random.
+const RETRY: Duration = Duration::from_secs(1);
+/// In a cluster, a key that has just been freed on one node may still be taken for another: an
+/// endpoint that comes back at once is not to be turned away for that.
+const SECOND_LOOK: Duration = Duration::from_millis(200);
 
 /// What a negotiation leads to.
 pub(super) enum Outcome {
     /// The connection is over, or somebody else's.
     Over,
-    /// The connection is over, but a partner had just been handed over to it.
+    /// The connection is over, but a partner of this node had just been handed over to it.
     Orphan(Box<Party>),
-    /// Both endpoints are here.
-    Paired { first: Box<Party>, second: Box<Party>, entry: Entry },
+    /// The partner came here.
+    Met { first: Box<Party>, partner: Partner, entry: Entry },
+    /// The partner was fetched from its node.
+    Bridged { party: Box<Party>, bridged: Bridged, tunnel: OfferId },
 }
 
 /// What is being waited for besides the client.
 enum Stage {
     Greeting,
     Authenticating(BoxFuture<'static, auth::Verdict>),
-    Offering { entry: Entry, partner: Partner, answer: BoxFuture<'static, Answer> },
-    Waiting { entry: Entry, partner: Partner },
+    Offering { entry: Entry, partner: Coming, answer: BoxFuture<'static, Answer> },
+    Waiting { entry: Entry, partner: Coming, lost: BoxFuture<'static, ()> },
+    Bridging { claim: Claim, call: BoxFuture<'static, Result<Bridged, BridgeError>> },
+    Retrying { key: PairingKey, pause: Pin<Box<Sleep>> },
 }
 
-type Partner = oneshot::Receiver<Box<Party>>;
+type Coming = oneshot::Receiver<Partner>;
+
+/// This endpoint has claimed an offer of another node.
+#[derive(Clone, Copy)]
+struct Claim {
+    key: PairingKey,
+    owner: OfferId,
+    claimer: OfferId,
+}
 
 enum Event {
     /// The leg can take another message of ours.
@@ -48,7 +71,11 @@ enum Event {
     Ended(End),
     Verdict(auth::Verdict),
     Answer(Answer),
-    Partner(Box<Party>),
+    Partner(Partner),
+    /// The rendezvous may have lost the entry.
+    EntryLost,
+    Bridge(Result<Bridged, BridgeError>),
+    Retry,
     Deadline,
     Draining,
 }
@@ -63,6 +90,7 @@ pub(super) async fn negotiate(mut party: Box<Party>, shared: &Arc<Shared>) -> Ou
     let mut timer = pin!(sleep_until(Instant::now().into()));
     // Whether the endpoint may have something to say.
     let mut busy = true;
+    let mut looked_twice = shared.peers.is_none();
     loop {
         if let Some(deadline) = party.endpoint.deadline() {
             timer.as_mut().reset(deadline.into());
@@ -96,37 +124,38 @@ pub(super) async fn negotiate(mut party: Box<Party>, shared: &Arc<Shared>) -> Ou
                 party.endpoint.authenticated(Instant::now(), told(verdict));
                 busy = true;
             }
-            Event::Answer(answer) => match (answer, stage) {
-                (Answer::Wait, Stage::Offering { entry, partner, .. }) => {
-                    debug!("waiting for the other endpoint");
-                    stage = Stage::Waiting { entry, partner };
+            Event::Answer(answer) => {
+                busy = true;
+                match answered(party, stage, answer, &mut looked_twice, shared) {
+                    Next::Stage(same, next) => (party, stage) = (same, next),
+                    Next::Outcome(outcome) => return outcome,
                 }
-                (Answer::Claimed(owner), Stage::Offering { entry, .. }) => {
-                    let key = entry.offer.key;
-                    drop(entry);
-                    match shared.registry.hand_over(owner, party) {
-                        Ok(()) => return Outcome::Over,
-                        // It left between its offer and our claim.
-                        Err(given_back) => {
-                            party = given_back;
-                            shared.rendezvous.release(Offer { key, id: owner });
-                            stage = offer(key, shared);
-                        }
-                    }
-                }
-                (Answer::Taken, Stage::Offering { .. }) => {
-                    stage = Stage::Greeting;
-                    party.endpoint.close(Close::Taken);
-                    busy = true;
-                }
-                (_, other) => stage = other,
-            },
-            Event::Partner(second) => {
-                if let Stage::Waiting { entry, .. } | Stage::Offering { entry, .. } = stage {
-                    return Outcome::Paired { first: party, second, entry };
-                }
-                return Outcome::Orphan(second);
             }
+            Event::EntryLost => {
+                if let Stage::Waiting { entry, partner, .. } = stage {
+                    let answer = Arc::clone(&shared.rendezvous).offer(entry.offer);
+                    stage = Stage::Offering { entry, partner, answer };
+                }
+            }
+            Event::Bridge(result) => {
+                busy = true;
+                let Stage::Bridging { claim, .. } = stage else { continue };
+                stage = match result {
+                    Ok(bridged) => return Outcome::Bridged { party, bridged, tunnel: claim.owner },
+                    Err(error) => not_bridged(&mut party, claim, &error, shared),
+                };
+            }
+            Event::Retry => {
+                if let Stage::Retrying { key, .. } = stage {
+                    stage = offer(key, shared);
+                }
+            }
+            Event::Partner(partner) => match stage {
+                Stage::Waiting { entry, .. } | Stage::Offering { entry, .. } => {
+                    return Outcome::Met { first: party, partner, entry };
+                }
+                _ => return Outcome::Over,
+            },
             Event::Deadline => {
                 party.endpoint.handle_timeout(Instant::now());
                 if let Some(close) = say_the_last(&mut party).await {
@@ -184,23 +213,142 @@ impl Stage {
         match self {
             Self::Greeting => Poll::Pending,
             Self::Authenticating(verdict) => verdict.poll_unpin(cx).map(Event::Verdict),
-            Self::Offering { answer, .. } => answer.poll_unpin(cx).map(Event::Answer),
-            // The sender is only dropped by whoever takes it out, and that is us.
-            Self::Waiting { partner, .. } => match ready!(partner.poll_unpin(cx)) {
-                Ok(second) => Poll::Ready(Event::Partner(second)),
-                Err(_) => Poll::Pending,
+            Self::Offering { answer, partner, .. } => match poll_partner(partner, cx) {
+                Poll::Pending => answer.poll_unpin(cx).map(Event::Answer),
+                ready @ Poll::Ready(_) => ready,
             },
+            Self::Waiting { partner, lost, .. } => match poll_partner(partner, cx) {
+                Poll::Pending => lost.poll_unpin(cx).map(|()| Event::EntryLost),
+                ready @ Poll::Ready(_) => ready,
+            },
+            Self::Bridging { call, .. } => call.poll_unpin(cx).map(Event::Bridge),
+            Self::Retrying { pause, .. } => pause.poll_unpin(cx).map(|()| Event::Retry),
         }
+    }
+}
+
+fn poll_partner(partner: &mut Coming, cx: &mut Context<'_>) -> Poll<Event> {
+    // The sender is only dropped by whoever takes it out, and that is us.
+    match ready!(partner.poll_unpin(cx)) {
+        Ok(partner) => Poll::Ready(Event::Partner(partner)),
+        Err(_) => Poll::Pending,
     }
 }
 
 /// Puts the endpoint up for its partner. Registered first: the partner may come at once.
 fn offer(key: PairingKey, shared: &Arc<Shared>) -> Stage {
-    let offer = Offer { key, id: OfferId::random() };
-    let partner = shared.registry.register(offer.id);
+    let offer = Offer::new(key);
+    let partner = shared.registry.register(offer);
     let entry = Entry { offer, shared: Arc::clone(shared) };
     let answer = Arc::clone(&shared.rendezvous).offer(offer);
     Stage::Offering { entry, partner, answer }
+}
+
+enum Next {
+    Stage(Box<Party>, Stage),
+    Outcome(Outcome),
+}
+
+/// Acts on what the rendezvous says.
+fn answered(
+    mut party: Box<Party>,
+    stage: Stage,
+    answer: Answer,
+    looked_twice: &mut bool,
+    shared: &Arc<Shared>,
+) -> Next {
+    let Stage::Offering { entry, mut partner, .. } = stage else {
+        return Next::Stage(party, stage);
+    };
+    if answer == Answer::Wait {
+        debug!("waiting for the other endpoint");
+        let mut epoch = shared.rendezvous.epoch();
+        let lost = async move {
+            if epoch.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        return Next::Stage(party, Stage::Waiting { entry, partner, lost: lost.boxed() });
+    }
+    let offer = entry.offer;
+    if !shared.registry.withdraw(offer.id)
+        && let Ok(partner) = partner.try_recv()
+    {
+        // Somebody was quicker than the rendezvous; a claim of ours is not needed.
+        if let Answer::Claimed(waiting) = answer {
+            shared.rendezvous.give_back(offer.key, waiting.id, offer.id);
+        }
+        return Next::Outcome(Outcome::Met { first: party, partner, entry });
+    }
+    match answer {
+        Answer::Claimed(Waiting { id, home: Home::Here }) => {
+            match shared.registry.hand_over(id, Partner::Here(party)) {
+                // It left between its offer and our claim.
+                Err((_, Partner::Here(party))) => {
+                    shared.rendezvous.release(offer.key, id);
+                    Next::Stage(party, self::offer(offer.key, shared))
+                }
+                Ok(()) | Err((_, Partner::There(_))) => Next::Outcome(Outcome::Over),
+            }
+        }
+        Answer::Claimed(Waiting { id, home: Home::There { address, secret } }) => {
+            let claim = Claim { key: offer.key, owner: id, claimer: offer.id };
+            let (shared, profile) = (Arc::clone(shared), profile_of(&party));
+            let call = async move {
+                match (&shared.peers, profile) {
+                    (Some(peers), Some(profile)) => {
+                        peers.bridge(&address, id, secret, &profile).await
+                    }
+                    _ => Err(BridgeError::Address(address)),
+                }
+            };
+            Next::Stage(party, Stage::Bridging { claim, call: call.boxed() })
+        }
+        Answer::Taken if !std::mem::replace(looked_twice, true) => {
+            Next::Stage(party, retry(offer.key, SECOND_LOOK))
+        }
+        Answer::Taken | Answer::Wait => {
+            party.endpoint.close(Close::Taken);
+            Next::Stage(party, Stage::Greeting)
+        }
+    }
+}
+
+/// What to do when the partner cannot be fetched.
+fn not_bridged(
+    party: &mut Party,
+    claim: Claim,
+    error: &BridgeError,
+    shared: &Arc<Shared>,
+) -> Stage {
+    let Claim { key, owner, claimer } = claim;
+    match error {
+        BridgeError::Refused(Refusal::Gone) => {
+            shared.rendezvous.release(key, owner);
+        }
+        BridgeError::Refused(Refusal::Taken) => {
+            party.endpoint.close(Close::Taken);
+            return Stage::Greeting;
+        }
+        BridgeError::Refused(Refusal::Loop) => {
+            party.endpoint.close(Close::Loop);
+            return Stage::Greeting;
+        }
+        BridgeError::Refused(Refusal::Denied | Refusal::Version(_))
+        | BridgeError::Address(_)
+        | BridgeError::Unreachable(_)
+        | BridgeError::Timeout
+        | BridgeError::Answer => {
+            warn!(tunnel = %owner, error = %error_chain(error), "no bridge to the partner's node");
+            shared.rendezvous.give_back(key, owner, claimer);
+        }
+    }
+    retry(key, RETRY)
+}
+
+fn retry(key: PairingKey, pause: Duration) -> Stage {
+    let pause = pause.mul_f64(rand::random_range(0.5..1.0));
+    Stage::Retrying { key, pause: Box::pin(sleep(pause)) }
 }
 
 /// Logs a verdict and translates it for the protocol.
@@ -262,13 +410,28 @@ async fn over(
 
 /// Takes the endpoint out of the rendezvous. If a partner was handed over meanwhile, it comes out.
 fn withdraw(stage: Stage, shared: &Arc<Shared>) -> Outcome {
-    let (Stage::Offering { entry, mut partner, .. } | Stage::Waiting { entry, mut partner }) =
-        stage
-    else {
-        return Outcome::Over;
+    let (entry, mut partner) = match stage {
+        Stage::Offering { entry, partner, .. } | Stage::Waiting { entry, partner, .. } => {
+            (entry, partner)
+        }
+        Stage::Bridging { claim, .. } => {
+            // The partner must not stay claimed by somebody who is gone.
+            shared.rendezvous.give_back(claim.key, claim.owner, claim.claimer);
+            return Outcome::Over;
+        }
+        Stage::Greeting | Stage::Authenticating(_) | Stage::Retrying { .. } => {
+            return Outcome::Over;
+        }
     };
     if shared.registry.withdraw(entry.offer.id) {
         return Outcome::Over;
     }
-    partner.try_recv().map_or(Outcome::Over, Outcome::Orphan)
+    match partner.try_recv() {
+        Ok(Partner::Here(partner)) => Outcome::Orphan(partner),
+        Ok(Partner::There(bridge)) => {
+            bridge.answer.refuse(Refusal::Gone);
+            Outcome::Over
+        }
+        Err(_) => Outcome::Over,
+    }
 }

@@ -1,4 +1,5 @@
-//! The endpoints of this node that wait for a partner, by their offers.
+//! The offers of this node's endpoints: those that wait can be given a partner, those that are
+//! paired cannot any more.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -6,41 +7,91 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::oneshot;
 
 use super::Party;
+use crate::cluster::Incoming;
 use crate::ids::OfferId;
+use crate::rendezvous::{Offer, Secret};
 
-/// Hands a partner over to the session that waits for it.
+/// The other end of a tunnel, as it is handed to the session that waits for it.
+pub(super) enum Partner {
+    /// An endpoint of this node, with all that belongs to it.
+    Here(Box<Party>),
+    /// An endpoint of another node, at the end of a bridge.
+    There(Box<Incoming>),
+}
+
+/// Why an offer cannot be given a partner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NotWaiting {
+    /// It is not here, or no more.
+    Gone,
+    /// It has a partner already.
+    Paired,
+    /// Whoever comes does not know the offer's secret.
+    WrongSecret,
+}
+
+enum State {
+    Waiting { offer: Offer, partner: oneshot::Sender<Partner> },
+    Paired,
+}
+
+/// Hands partners over to the sessions that wait for them.
 #[derive(Default)]
 pub(super) struct Registry {
-    waiting: Mutex<HashMap<OfferId, oneshot::Sender<Box<Party>>>>,
+    offers: Mutex<HashMap<OfferId, State>>,
 }
 
 impl Registry {
     /// The partner of this offer will come here.
-    pub(super) fn register(&self, offer: OfferId) -> oneshot::Receiver<Box<Party>> {
-        let (sender, receiver) = oneshot::channel();
-        self.waiting().insert(offer, sender);
+    pub(super) fn register(&self, offer: Offer) -> oneshot::Receiver<Partner> {
+        let (partner, receiver) = oneshot::channel();
+        self.offers().insert(offer.id, State::Waiting { offer, partner });
         receiver
     }
 
-    /// Gives `partner` to the session behind `offer`, or back if that is gone.
-    ///
-    /// The lock is held over the sending: when [`Registry::withdraw`] finds nothing, the partner
-    /// is already in the channel.
-    pub(super) fn hand_over(&self, offer: OfferId, partner: Box<Party>) -> Result<(), Box<Party>> {
-        let mut waiting = self.waiting();
-        match waiting.remove(&offer) {
-            Some(sender) => sender.send(partner),
-            None => Err(partner),
+    /// The offer with this id, if it waits and the secret is right.
+    pub(super) fn waiting(&self, offer: OfferId, secret: Secret) -> Result<Offer, NotWaiting> {
+        match self.offers().get(&offer) {
+            None => Err(NotWaiting::Gone),
+            Some(State::Paired) => Err(NotWaiting::Paired),
+            Some(State::Waiting { offer, .. }) if offer.secret != secret => {
+                Err(NotWaiting::WrongSecret)
+            }
+            Some(State::Waiting { offer, .. }) => Ok(*offer),
         }
     }
 
-    /// Nobody can be handed over any more. False if somebody has been.
-    pub(super) fn withdraw(&self, offer: OfferId) -> bool {
-        self.waiting().remove(&offer).is_some()
+    /// Gives `partner` to the session behind `offer`, or back.
+    ///
+    /// The lock is held over the sending: when [`Registry::withdraw`] finds the offer paired, the
+    /// partner is already in the channel.
+    pub(super) fn hand_over(
+        &self,
+        offer: OfferId,
+        partner: Partner,
+    ) -> Result<(), (NotWaiting, Partner)> {
+        let mut offers = self.offers();
+        let Some(state) = offers.get_mut(&offer) else {
+            return Err((NotWaiting::Gone, partner));
+        };
+        match state {
+            State::Paired => Err((NotWaiting::Paired, partner)),
+            State::Waiting { .. } => match std::mem::replace(state, State::Paired) {
+                State::Waiting { partner: sender, .. } => {
+                    sender.send(partner).map_err(|partner| (NotWaiting::Gone, partner))
+                }
+                State::Paired => Err((NotWaiting::Paired, partner)),
+            },
+        }
     }
 
-    fn waiting(&self) -> MutexGuard<'_, HashMap<OfferId, oneshot::Sender<Box<Party>>>> {
+    /// Forgets an offer. False if it had been given a partner.
+    pub(super) fn withdraw(&self, offer: OfferId) -> bool {
+        !matches!(self.offers().remove(&offer), Some(State::Paired))
+    }
+
+    fn offers(&self) -> MutexGuard<'_, HashMap<OfferId, State>> {
         // Each change is a single step: what a panicking thread left behind is in order.
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        self.offers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

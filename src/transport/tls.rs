@@ -103,20 +103,9 @@ pub struct ServerTls {
 impl ServerTls {
     /// Certificate chain and key (PKCS#8, PKCS#1 or SEC1) from PEM files.
     pub fn from_files(certificate: &Path, key: &Path) -> Result<Self, TlsError> {
-        let chain = read_chain(certificate)?;
-        check_validity(certificate, &chain[0])?;
-        let der = PrivateKeyDer::from_pem_file(key).map_err(|source| TlsError::Unreadable {
-            what: "a private key",
-            file: key.to_owned(),
-            source,
-        })?;
-        let signer = aws_lc_rs::sign::any_supported_type(&der)
-            .map_err(|source| TlsError::UnusableKey { file: key.to_owned(), source })?;
+        let (chain, key) = read_pair(certificate, key)?;
+        let signer = aws_lc_rs::sign::any_supported_type(&key).map_err(TlsError::Setup)?;
         let certified = CertifiedKey::new(chain, signer);
-        certified.keys_match().map_err(|_| TlsError::Mismatch {
-            key: key.to_owned(),
-            certificate: certificate.to_owned(),
-        })?;
         Self::new(certified)
     }
 
@@ -158,7 +147,30 @@ impl fmt::Debug for ServerTls {
     }
 }
 
-fn read_chain(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+/// A certificate chain and its key from PEM files: valid now, and belonging together.
+pub(crate) fn read_pair(
+    certificate: &Path,
+    key: &Path,
+) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TlsError> {
+    let chain = read_chain(certificate)?;
+    check_validity(certificate, &chain[0])?;
+    let der = PrivateKeyDer::from_pem_file(key).map_err(|source| TlsError::Unreadable {
+        what: "a private key",
+        file: key.to_owned(),
+        source,
+    })?;
+    let signer = aws_lc_rs::sign::any_supported_type(&der)
+        .map_err(|source| TlsError::UnusableKey { file: key.to_owned(), source })?;
+    let certified = CertifiedKey::new(chain, signer);
+    certified.keys_match().map_err(|_| TlsError::Mismatch {
+        key: key.to_owned(),
+        certificate: certificate.to_owned(),
+    })?;
+    Ok((certified.cert, der))
+}
+
+/// The certificates in a PEM file; at least one.
+pub(crate) fn read_chain(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let unreadable =
         |source| TlsError::Unreadable { what: "a certificate", file: file.to_owned(), source };
     let chain: Vec<_> = CertificateDer::pem_file_iter(file)

@@ -3,6 +3,9 @@
 
 #![allow(dead_code, unreachable_pub, missing_docs, reason = "each test file uses a part")]
 
+pub mod cluster;
+pub mod redis;
+
 use std::sync::Arc;
 use std::time::Duration;
 

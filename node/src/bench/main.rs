@@ -1,6 +1,7 @@
 //! `nymea-remoteproxy-bench`: measures a node from outside, and fails when it needs too much.
 
 mod idle;
+mod neighbours;
 mod node;
 
 use std::io::Write;
@@ -20,12 +21,17 @@ struct Options {
 enum Command {
     /// Memory of a node per endpoint while many tunnels stand idle.
     Idle(idle::Options),
+    /// Speed of a tunnel between two nodes while its neighbours are stalled.
+    Neighbours(neighbours::Options),
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let Command::Idle(options) = Options::parse().command;
-    match idle::run(&options).await {
+    let done = match Options::parse().command {
+        Command::Idle(options) => idle::run(&options).await,
+        Command::Neighbours(options) => neighbours::run(&options).await,
+    };
+    match done {
         Ok(code) => code,
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "error: {error:#}");

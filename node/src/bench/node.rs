@@ -22,11 +22,27 @@ pub(crate) struct Started {
 impl Started {
     /// Starts the node whose program lies beside this one, with its defaults, on a free port.
     pub(crate) async fn new() -> anyhow::Result<Self> {
+        Self::start(&[]).await
+    }
+
+    /// Starts a node of a cluster. The bridge is on loopback, and its TLS is not what is measured.
+    pub(crate) async fn member(redis: &str, name: &str) -> anyhow::Result<Self> {
+        Self::start(&[
+            ("REMOTEPROXY__REDIS__URL", redis),
+            ("REMOTEPROXY__NODE__NAME", name),
+            ("REMOTEPROXY__BRIDGE__LISTEN", "127.0.0.1:0"),
+            ("REMOTEPROXY__BRIDGE__INSECURE", "true"),
+        ])
+        .await
+    }
+
+    async fn start(settings: &[(&str, &str)]) -> anyhow::Result<Self> {
         let program = std::env::current_exe()?.with_file_name("nymea-remoteproxy");
         let mut child = Command::new(&program)
             .args(["--port", "0"])
             // With its defaults, whatever the settings of this shell are.
             .env_clear()
+            .envs(settings.iter().copied())
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
             .stdout(Stdio::null())

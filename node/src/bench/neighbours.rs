@@ -1,0 +1,124 @@
+//! `neighbours`: how fast a tunnel between two nodes is while others on the same pair of nodes are
+//! stalled, compared with its speed when there are none.
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use clap::Args;
+use futures_util::{SinkExt, StreamExt};
+use nymea_remoteproxy::client::{Connector, Message, Tunnel};
+use nymea_remoteproxy::protocol::Token;
+use serde_json::json;
+use tokio::time::timeout;
+
+use crate::node;
+
+/// One message, in bytes.
+const MESSAGE: usize = 16 * 1024;
+/// A writer that gets nothing rid of for so long is stalled.
+const STALLED_AFTER: Duration = Duration::from_millis(300);
+/// What no stalled tunnel may swallow, in bytes.
+const SWALLOWED: usize = 64 << 20;
+
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// The Redis that the two nodes share, which are started for this.
+    #[arg(long)]
+    redis: String,
+    /// Tunnels whose reader reads nothing while their writer floods them.
+    #[arg(long, default_value_t = 8)]
+    stalled: u32,
+    /// How long each measurement takes.
+    #[arg(long, default_value_t = 2, value_name = "SECONDS")]
+    seconds: u64,
+    /// Measurements with and without stalled tunnels, in turn.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Fail if the live tunnel keeps less than this share of its speed.
+    #[arg(long, value_name = "PERCENT")]
+    min_percent: Option<f64>,
+}
+
+pub(crate) async fn run(options: &Options) -> anyhow::Result<ExitCode> {
+    let one = node::Started::member(&options.redis, "bench1").await?;
+    let other = node::Started::member(&options.redis, "bench2").await?;
+    let connect = |url: &str| anyhow::Ok(Connector::new(url)?.name("bench").insecure());
+    let ends = (connect(&one.url)?, connect(&other.url)?);
+    let time = Duration::from_secs(options.seconds);
+    let (mut alone, mut beside) = (Vec::new(), Vec::new());
+    for round in 0..options.rounds {
+        alone.push(speed(&ends, &format!("alone {round}"), time).await?);
+        let mut stalled = Vec::new();
+        for number in 0..options.stalled {
+            stalled.push(stall(&ends, &format!("stalled {round} {number}")).await?);
+        }
+        beside.push(speed(&ends, &format!("beside {round}"), time).await?);
+    }
+    let (alone, beside) = (median(alone), median(beside));
+    let percent = (beside / alone * 1000.0).round() / 10.0;
+    let result = json!({
+        "stalled": options.stalled,
+        "alone_mib_per_s": alone.round(),
+        "beside_mib_per_s": beside.round(),
+        "percent": percent,
+    });
+    writeln!(std::io::stdout(), "{result}")?;
+    let enough = options.min_percent.is_none_or(|min| percent >= min);
+    Ok(if enough { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// MiB per second through one tunnel.
+async fn speed(ends: &(Connector, Connector), token: &str, time: Duration) -> anyhow::Result<f64> {
+    let (mut sender, mut receiver) = open(ends, token).await?;
+    let sending = async {
+        let message = Message::Binary(vec![1; MESSAGE].into());
+        while sender.send(message.clone()).await.is_ok() {}
+    };
+    let receiving = async {
+        // What the buffers take at first is not the speed.
+        let (warm_up, start) = (time / 4, Instant::now());
+        let (mut bytes, mut since) = (0, None);
+        while start.elapsed() < warm_up + time {
+            let message = receiver.next().await.context("the tunnel ended")??;
+            if start.elapsed() >= warm_up {
+                since.get_or_insert_with(Instant::now);
+                if let Message::Binary(data) = message {
+                    bytes += data.len();
+                }
+            }
+        }
+        let seconds = since.context("nothing came")?.elapsed().as_secs_f64();
+        #[expect(clippy::cast_precision_loss, reason = "far below 2^52 bytes")]
+        anyhow::Ok(bytes as f64 / seconds / f64::from(1 << 20))
+    };
+    tokio::select! {
+        speed = receiving => speed,
+        () = sending => anyhow::bail!("the tunnel ended"),
+    }
+}
+
+/// A tunnel that is full.
+async fn stall(ends: &(Connector, Connector), token: &str) -> anyhow::Result<(Tunnel, Tunnel)> {
+    let (mut sender, receiver) = open(ends, token).await?;
+    let message = Message::Binary(vec![1; MESSAGE].into());
+    let mut sent = 0;
+    while timeout(STALLED_AFTER, sender.send(message.clone())).await.is_ok() {
+        sent += MESSAGE;
+        anyhow::ensure!(sent < SWALLOWED, "a tunnel takes data for a reader that reads none");
+    }
+    Ok((sender, receiver))
+}
+
+async fn open(ends: &(Connector, Connector), token: &str) -> anyhow::Result<(Tunnel, Tunnel)> {
+    let token = Token::new(token);
+    let first = ends.0.connect(&token, None).await?;
+    let second = ends.1.connect(&token, None).await?;
+    Ok(tokio::try_join!(first.partner(), second.partner())?)
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}

@@ -1,0 +1,191 @@
+//! A gRPC call as a [`Leg`], from either end of it.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use futures_util::{FutureExt, Stream};
+use nymea_remoteproxy_proto::bridge::v1::frame::Content;
+use nymea_remoteproxy_proto::bridge::v1::{Close as CloseFrame, Frame, close::Reason};
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
+use tonic::{Status, Streaming};
+
+use super::client::StreamGuard;
+use super::outbox::Outbox;
+use super::wire::{self, Refusal};
+use crate::lifecycle::Lifecycle;
+use crate::protocol::{Chunk, Close, Profile};
+use crate::transport::{End, Leg};
+
+/// How a node answers a bridge.
+pub struct Answer {
+    leg: BridgeLeg,
+}
+
+impl Answer {
+    pub(super) fn new(leg: BridgeLeg) -> Self {
+        Self { leg }
+    }
+
+    /// Yes: here is the endpoint with this profile.
+    pub fn accept(self, profile: &Profile) -> Box<dyn Leg> {
+        self.leg.outbox.push(wire::attached(profile), 0);
+        Box::new(self.leg)
+    }
+
+    /// No.
+    pub fn refuse(mut self, refusal: Refusal) {
+        self.leg.outbox.push(wire::refused(refusal), 0);
+        self.leg.linger();
+    }
+}
+
+/// One end of a tunnel's call.
+pub(super) struct BridgeLeg {
+    outbox: Outbox,
+    incoming: Option<Streaming<Frame>>,
+    /// How long the other node may take nothing, and how long its last data may take.
+    stalled: Duration,
+    blocked: bool,
+    timer: Pin<Box<Sleep>>,
+    said_goodbye: bool,
+    lifecycle: Lifecycle,
+    _guard: Option<StreamGuard>,
+}
+
+impl BridgeLeg {
+    pub(super) fn new(
+        outbox: Outbox,
+        incoming: Streaming<Frame>,
+        stalled: Duration,
+        lifecycle: Lifecycle,
+        guard: Option<StreamGuard>,
+    ) -> Self {
+        Self {
+            outbox,
+            incoming: Some(incoming),
+            stalled,
+            blocked: false,
+            timer: Box::pin(sleep_until(Instant::now())),
+            said_goodbye: false,
+            lifecycle,
+            _guard: guard,
+        }
+    }
+
+    /// Sends nothing more, and lets the call live until the other node has ended it: it may still
+    /// be handing the last data to a slow endpoint.
+    fn linger(&mut self) {
+        self.outbox.close();
+        if let Some(incoming) = self.incoming.take() {
+            let time = self.stalled;
+            self.lifecycle.spawn(async move {
+                let _in_time = timeout(time, drain(incoming)).await;
+            });
+        }
+    }
+
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, Status>>> {
+        match &mut self.incoming {
+            Some(incoming) => Pin::new(incoming).poll_next(cx),
+            None => Poll::Ready(None),
+        }
+    }
+
+    fn poll_outbox(
+        &mut self,
+        cx: &mut Context<'_>,
+        poll: impl FnOnce(&Outbox, &mut Context<'_>) -> Poll<Result<(), ()>>,
+    ) -> Poll<Result<(), End>> {
+        let polled = poll(&self.outbox, cx);
+        let blocked = polled.is_pending();
+        if blocked && !self.blocked {
+            self.timer.as_mut().reset(Instant::now() + self.stalled);
+        }
+        self.blocked = blocked;
+        polled.map_err(|()| lost("the bridge has ended"))
+    }
+}
+
+async fn drain(mut incoming: Streaming<Frame>) {
+    while let Ok(Some(_)) = incoming.message().await {}
+}
+
+fn lost(why: &'static str) -> End {
+    End::Lost(io::Error::new(io::ErrorKind::ConnectionAborted, why))
+}
+
+impl Leg for BridgeLeg {
+    fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Chunk, End>> {
+        let end = match ready!(self.poll_frame(cx)) {
+            Some(Ok(Frame { content: Some(Content::Data(data)) })) => {
+                return Poll::Ready(Ok(wire::read_data(data)));
+            }
+            Some(Ok(Frame { content: Some(Content::Close(close)) })) => match close.reason() {
+                Reason::Left => End::Left,
+                Reason::Lost | Reason::Unspecified => End::Failed,
+            },
+            Some(Ok(_)) => End::Fault(Close::TransportViolation),
+            Some(Err(status)) => End::Lost(io::Error::other(status)),
+            None => lost("the other node has ended the bridge without a goodbye"),
+        };
+        // Nothing goes to an endpoint that has left: this end of the call is over, too.
+        self.outbox.close();
+        Poll::Ready(Err(end))
+    }
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+        self.poll_outbox(cx, Outbox::poll_ready)
+    }
+
+    fn send(&mut self, _cx: &mut Context<'_>, chunk: Chunk) -> Result<(), End> {
+        let size = chunk.data.len();
+        self.outbox.push(wire::data(chunk), size);
+        Ok(())
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+        // What is in the outbox goes out without help, so it never holds anything back; but
+        // before the end, all of it must be gone.
+        if self.said_goodbye {
+            self.poll_outbox(cx, Outbox::poll_flush)
+        } else {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    fn poll_health(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        // A node that is silent is noticed by the keepalive of the connection.
+        if self.blocked && self.timer.poll_unpin(cx).is_ready() {
+            return Poll::Ready(End::Fault(Close::Stalled));
+        }
+        Poll::Pending
+    }
+
+    fn set_message_limit(&mut self, _bytes: usize) {
+        // The other node has seen to it.
+    }
+
+    fn send_close(&mut self, _cx: &mut Context<'_>, close: Close) {
+        if !std::mem::replace(&mut self.said_goodbye, true) {
+            let reason = if close == Close::OtherLeft { Reason::Left } else { Reason::Lost };
+            self.outbox.push(wire::frame(Content::Close(CloseFrame { reason: reason.into() })), 0);
+            self.outbox.close();
+        }
+    }
+
+    fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            match ready!(self.poll_frame(cx)) {
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => return Poll::Ready(()),
+            }
+        }
+    }
+
+    fn poll_shutdown(&mut self, _cx: &mut Context<'_>) -> Poll<()> {
+        self.linger();
+        Poll::Ready(())
+    }
+}

@@ -1,0 +1,63 @@
+//! The bridge: how a tunnel's two nodes reach each other, by gRPC (`proto/`). The only place that
+//! knows tonic.
+//!
+//! [`server`] takes calls from nodes that have claimed an offer of an endpoint here, [`client`]
+//! calls the nodes whose offers were claimed here, and both turn a call into a [`Leg`] for the
+//! relay. Sessions are not known here: an incoming bridge is given to whoever implements
+//! [`Attach`].
+
+pub mod client;
+mod leg;
+mod outbox;
+pub mod server;
+pub mod tls;
+mod wire;
+
+use std::time::Duration;
+
+use crate::ids::OfferId;
+use crate::protocol::Profile;
+use crate::rendezvous::Secret;
+use crate::transport::Leg;
+
+pub use leg::Answer;
+pub use wire::Refusal;
+
+/// The version of the bridge protocol that this node speaks.
+pub const VERSION: u32 = 1;
+
+/// What a tunnel may have under way in one direction between two nodes, in bytes: the flow-control
+/// window of its stream. 2 MiB is 100 MiB/s at a round trip of 20 ms.
+const STREAM_WINDOW: u32 = 2 << 20;
+/// The window of a connection is no limit of its own: with one that some stalled tunnels can use
+/// up, they would stall all others, and each tunnel is bounded by its stream anyway.
+const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
+/// Tunnels on one connection between two nodes.
+const MAX_STREAMS: u32 = 10_000;
+/// A connection between nodes that is silent for this long is asked for a sign of life.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+/// How long that may take, and how long each step of a bridge's set-up may take.
+const STEP: Duration = Duration::from_secs(3);
+
+/// A tunnel's end on another node.
+pub struct Bridged {
+    /// Leads to the other endpoint.
+    pub leg: Box<dyn Leg>,
+    /// The other endpoint.
+    pub profile: Profile,
+}
+
+/// Takes bridges for the endpoints that wait on this node.
+pub trait Attach: Send + Sync + 'static {
+    /// Gives the endpoint of this offer the far end of its tunnel, if the secret is right and it
+    /// still waits. Either way it is answered through [`Incoming::answer`].
+    fn attach(&self, offer: OfferId, secret: Secret, bridge: Incoming);
+}
+
+/// A bridge from another node that has not been answered yet.
+pub struct Incoming {
+    /// The endpoint at its other end.
+    pub profile: Profile,
+    /// How to say yes or no.
+    pub answer: Answer,
+}

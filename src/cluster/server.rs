@@ -1,0 +1,127 @@
+//! Takes bridges from other nodes.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::stream::{Map, StreamExt};
+use nymea_remoteproxy_proto::bridge::v1::Frame;
+use nymea_remoteproxy_proto::bridge::v1::bridge_server::{Bridge, BridgeServer};
+use nymea_remoteproxy_proto::bridge::v1::frame::Content;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Server;
+use tonic::{Request, Response, Status, Streaming};
+use tracing::{debug, warn};
+
+use super::leg::{Answer, BridgeLeg};
+use super::outbox::{Outgoing, outbox};
+use super::tls::{BridgeStream, BridgeTls};
+use super::wire::read_attach;
+use super::{Attach, CONNECTION_WINDOW, Incoming, KEEPALIVE_INTERVAL, MAX_STREAMS};
+use super::{STEP, STREAM_WINDOW};
+use crate::lifecycle::Lifecycle;
+
+/// Connections whose TLS handshake is under way; more wait to be accepted.
+const HANDSHAKES_AT_ONCE: usize = 64;
+/// The largest frame that is read, in bytes: a piece of a message and what is around it.
+const MAX_FRAME: usize = 128 * 1024;
+
+/// What the bridge's server needs.
+pub struct BridgeService {
+    /// Who has the endpoints.
+    pub attach: Arc<dyn Attach>,
+    /// How long a node may leave data untaken.
+    pub stalled: Duration,
+    /// The node's life.
+    pub lifecycle: Lifecycle,
+}
+
+/// Serves until the task is aborted.
+pub async fn serve(service: BridgeService, listener: TcpListener, tls: Option<BridgeTls>) {
+    let (sender, connections) = mpsc::channel(HANDSHAKES_AT_ONCE);
+    let accepting = accept_all(listener, tls, sender);
+    let serving = Server::builder()
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(MAX_STREAMS)
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(STEP))
+        .add_service(BridgeServer::new(service).max_decoding_message_size(MAX_FRAME))
+        .serve_with_incoming(ReceiverStream::new(connections));
+    let (served, ()) = tokio::join!(serving, accepting);
+    if let Err(error) = served {
+        warn!(%error, "the bridge has ended");
+    }
+}
+
+async fn accept_all(
+    listener: TcpListener,
+    tls: Option<BridgeTls>,
+    connections: mpsc::Sender<io::Result<BridgeStream>>,
+) {
+    let places = Arc::new(Semaphore::new(HANDSHAKES_AT_ONCE));
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let (tcp, node_addr) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                warn!(%error, "cannot accept connections of other nodes");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let (tls, connections) = (tls.clone(), connections.clone());
+        tokio::spawn(async move {
+            match timeout(STEP, secure(tcp, tls)).await {
+                Ok(Ok(stream)) => {
+                    // Nobody takes it: the bridge is over.
+                    let _over = connections.send(Ok(stream)).await;
+                }
+                Ok(Err(error)) => warn!(%node_addr, %error, "a node's connection was refused"),
+                Err(_) => debug!(%node_addr, "a node's handshake took too long"),
+            }
+            drop(place);
+        });
+    }
+}
+
+async fn secure(tcp: TcpStream, tls: Option<BridgeTls>) -> io::Result<BridgeStream> {
+    tcp.set_nodelay(true)?;
+    match tls {
+        Some(tls) => tls.accept(tcp).await,
+        None => Ok(BridgeStream::Plain(tcp)),
+    }
+}
+
+#[tonic::async_trait]
+impl Bridge for BridgeService {
+    type TunnelStream = Map<Outgoing, fn(Frame) -> Result<Frame, Status>>;
+
+    async fn tunnel(
+        &self,
+        request: Request<Streaming<Frame>>,
+    ) -> Result<Response<Self::TunnelStream>, Status> {
+        let mut incoming = request.into_inner();
+        let first = timeout(STEP, incoming.message()).await;
+        let first = first.map_err(|_| Status::deadline_exceeded("no Attach in time"))??;
+        let Some(Frame { content: Some(Content::Attach(attach)) }) = first else {
+            return Err(Status::invalid_argument("the first frame must be Attach"));
+        };
+        let (outbox, outgoing) = outbox();
+        let leg = BridgeLeg::new(outbox, incoming, self.stalled, self.lifecycle.clone(), None);
+        let answer = Answer::new(leg);
+        match read_attach(attach) {
+            Ok((offer, secret, profile)) => {
+                self.attach.attach(offer, secret, Incoming { profile, answer });
+            }
+            Err(refusal) => {
+                debug!(%refusal, "a bridge was refused");
+                answer.refuse(refusal);
+            }
+        }
+        Ok(Response::new(outgoing.map(Ok)))
+    }
+}

@@ -1,0 +1,176 @@
+//! Mutual TLS between the nodes: both ends show a certificate of the cluster's own CA.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::pki_types::ServerName;
+use rustls::server::WebPkiClientVerifier;
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
+use tonic::transport::server::Connected;
+
+use crate::transport::tls::{TlsError, read_chain, read_pair};
+
+/// Why the bridge cannot be secured.
+#[derive(Debug, Error)]
+pub enum BridgeTlsError {
+    /// One of the files.
+    #[error(transparent)]
+    File(#[from] TlsError),
+    /// rustls does not like what is in them.
+    #[error("cannot set up TLS for the bridge")]
+    Setup(#[source] rustls::Error),
+    /// The CA file holds nothing to verify other nodes with.
+    #[error("bridge.ca: cannot verify certificates with {file}: {why}")]
+    Ca {
+        /// The file.
+        file: String,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+/// The credentials of this node, for both roles.
+#[derive(Clone)]
+pub struct BridgeTls {
+    acceptor: TlsAcceptor,
+    connector: TlsConnector,
+}
+
+impl BridgeTls {
+    /// Reads the CA, and the certificate and key of this node, from PEM files.
+    pub fn from_files(ca: &Path, certificate: &Path, key: &Path) -> Result<Self, BridgeTlsError> {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let unusable = |why: String| BridgeTlsError::Ca { file: ca.display().to_string(), why };
+        let mut roots = RootCertStore::empty();
+        for root in read_chain(ca)? {
+            roots.add(root).map_err(|error| unusable(error.to_string()))?;
+        }
+        let roots = Arc::new(roots);
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider))
+                .build()
+                .map_err(|error| unusable(error.to_string()))?;
+        let (chain, key) = read_pair(certificate, key)?;
+        let mut server = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(BridgeTlsError::Setup)?
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(chain.clone(), key.clone_key())
+            .map_err(BridgeTlsError::Setup)?;
+        server.alpn_protocols = vec![b"h2".to_vec()];
+        let mut client = client_config(provider, roots)
+            .with_client_auth_cert(chain, key)
+            .map_err(BridgeTlsError::Setup)?;
+        client.alpn_protocols = vec![b"h2".to_vec()];
+        Ok(Self {
+            acceptor: TlsAcceptor::from(Arc::new(server)),
+            connector: TlsConnector::from(Arc::new(client)),
+        })
+    }
+
+    pub(super) async fn accept(&self, tcp: TcpStream) -> io::Result<BridgeStream> {
+        let tls = self.acceptor.accept(tcp).await?;
+        Ok(BridgeStream::Tls(Box::new(tls.into())))
+    }
+
+    pub(super) async fn connect(&self, host: &str, tcp: TcpStream) -> io::Result<BridgeStream> {
+        let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+        let tls = self.connector.connect(name, tcp).await?;
+        Ok(BridgeStream::Tls(Box::new(tls.into())))
+    }
+}
+
+impl fmt::Debug for BridgeTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BridgeTls").finish_non_exhaustive()
+    }
+}
+
+fn client_config(
+    provider: Arc<CryptoProvider>,
+    roots: Arc<RootCertStore>,
+) -> rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert> {
+    ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("aws-lc has cipher suites for TLS 1.3")
+        .with_root_certificates(roots)
+}
+
+/// A connection between two nodes.
+pub(super) enum BridgeStream {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Connected for BridgeStream {
+    type ConnectInfo = ();
+
+    fn connect_info(&self) -> Self::ConnectInfo {}
+}
+
+impl AsyncRead for BridgeStream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for BridgeStream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write(cx, data),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, data),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, data),
+            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, data),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Plain(stream) => stream.is_write_vectored(),
+            Self::Tls(stream) => stream.is_write_vectored(),
+        }
+    }
+}

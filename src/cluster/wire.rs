@@ -1,0 +1,130 @@
+//! Between the messages of `bridge.proto` and the types of this program.
+
+use nymea_remoteproxy_proto::bridge::v1 as proto;
+use nymea_remoteproxy_proto::bridge::v1::frame::Content;
+use proto::refused::Reason;
+use thiserror::Error;
+use uuid::Uuid;
+
+use super::VERSION;
+use crate::ids::OfferId;
+use crate::protocol::{Chunk, Generation, Identity, Kind, Profile};
+use crate::rendezvous::Secret;
+
+/// Why a node does not give an endpoint away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum Refusal {
+    /// It waits here no more.
+    #[error("the endpoint has left its node")]
+    Gone,
+    /// It has another partner.
+    #[error("the endpoint has another partner")]
+    Taken,
+    /// The secret is wrong.
+    #[error("the secret of the offer is wrong")]
+    Denied,
+    /// The nodes are of releases that do not understand each other.
+    #[error("the other node speaks version {0} of the bridge, this one {VERSION}")]
+    Version(u32),
+    /// Both endpoints have the same UUID.
+    #[error("both endpoints have the same UUID")]
+    Loop,
+}
+
+pub(super) fn frame(content: Content) -> proto::Frame {
+    proto::Frame { content: Some(content) }
+}
+
+pub(super) fn attach(offer: OfferId, secret: Secret, profile: &Profile) -> proto::Frame {
+    frame(Content::Attach(proto::Attach {
+        version: VERSION,
+        offer: offer.as_uuid().as_bytes().to_vec().into(),
+        secret: secret.0.to_vec().into(),
+        profile: Some(profile_to_proto(profile)),
+    }))
+}
+
+/// What an attach asks for; refused if it does not make sense.
+pub(super) fn read_attach(attach: proto::Attach) -> Result<(OfferId, Secret, Profile), Refusal> {
+    if attach.version != VERSION {
+        return Err(Refusal::Version(VERSION));
+    }
+    let offer = Uuid::from_slice(&attach.offer).map_err(|_| Refusal::Denied)?;
+    let secret = <[u8; 16]>::try_from(&attach.secret[..]).map_err(|_| Refusal::Denied)?;
+    let profile = attach.profile.map(profile_from_proto).ok_or(Refusal::Denied)?;
+    Ok((OfferId::from(offer), Secret(secret), profile))
+}
+
+pub(super) fn attached(profile: &Profile) -> proto::Frame {
+    frame(Content::Attached(proto::Attached { profile: Some(profile_to_proto(profile)) }))
+}
+
+pub(super) fn refused(refusal: Refusal) -> proto::Frame {
+    let reason = match refusal {
+        Refusal::Gone => Reason::Gone,
+        Refusal::Taken => Reason::Taken,
+        Refusal::Denied => Reason::Denied,
+        Refusal::Version(_) => Reason::Version,
+        Refusal::Loop => Reason::Loop,
+    };
+    frame(Content::Refused(proto::Refused { reason: reason.into(), version: VERSION }))
+}
+
+pub(super) fn read_refused(refused: proto::Refused) -> Refusal {
+    match refused.reason() {
+        Reason::Gone => Refusal::Gone,
+        Reason::Taken => Refusal::Taken,
+        Reason::Denied | Reason::Unspecified => Refusal::Denied,
+        Reason::Version => Refusal::Version(refused.version),
+        Reason::Loop => Refusal::Loop,
+    }
+}
+
+pub(super) fn data(chunk: Chunk) -> proto::Frame {
+    let Chunk { kind, data: payload, last } = chunk;
+    frame(Content::Data(proto::Data { text: kind == Kind::Text, last, payload }))
+}
+
+pub(super) fn read_data(data: proto::Data) -> Chunk {
+    let kind = if data.text { Kind::Text } else { Kind::Binary };
+    Chunk { kind, data: data.payload, last: data.last }
+}
+
+fn profile_to_proto(profile: &Profile) -> proto::Profile {
+    let generation = match profile.generation {
+        Generation::One => 1,
+        Generation::Two => 2,
+    };
+    let Identity { uuid, name } = profile.identity.clone();
+    proto::Profile { generation, uuid, name }
+}
+
+pub(super) fn profile_from_proto(profile: proto::Profile) -> Profile {
+    let proto::Profile { generation, uuid, name } = profile;
+    let generation = if generation == 1 { Generation::One } else { Generation::Two };
+    Profile { generation, identity: Identity { uuid, name } }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_attach_survives_the_wire_and_nonsense_does_not() {
+        let profile = Profile {
+            generation: Generation::Two,
+            identity: Identity { uuid: "u".into(), name: "n".into() },
+        };
+        let (offer, secret) = (OfferId::random(), Secret([7; 16]));
+        let Some(Content::Attach(sent)) = attach(offer, secret, &profile).content else {
+            panic!("an attach")
+        };
+        assert_eq!(read_attach(sent.clone()), Ok((offer, secret, profile)));
+        let other = proto::Attach { version: VERSION + 1, ..sent.clone() };
+        assert_eq!(read_attach(other), Err(Refusal::Version(VERSION)));
+        let cut = proto::Attach { secret: vec![7; 15].into(), ..sent.clone() };
+        assert_eq!(read_attach(cut), Err(Refusal::Denied));
+        let nobody = proto::Attach { profile: None, ..sent };
+        assert_eq!(read_attach(nobody), Err(Refusal::Denied));
+    }
+}

@@ -1,0 +1,70 @@
+//! How everything is spelled that stands in Redis: every key, and the values that are not text.
+
+use std::fmt::Write;
+
+use crate::ids::NodeId;
+use crate::protocol::PairingKey;
+use crate::rendezvous::Secret;
+
+/// The keys below one prefix.
+pub(super) struct Keys {
+    prefix: String,
+}
+
+impl Keys {
+    pub(super) fn new(prefix: &str) -> Self {
+        Self { prefix: prefix.into() }
+    }
+
+    /// The entry of two endpoints. The braces make Redis Cluster place it by the hash alone.
+    pub(super) fn pair(&self, key: &PairingKey) -> String {
+        let mut text = format!("{}pair:{{", self.prefix);
+        for byte in key.as_bytes() {
+            // Writing to a text cannot fail.
+            let _ = write!(text, "{byte:02x}");
+        }
+        text.push('}');
+        text
+    }
+
+    /// The lease of a node.
+    pub(super) fn node(&self, node: &NodeId) -> String {
+        format!("{}node:{node}", self.prefix)
+    }
+}
+
+/// A secret in hex.
+pub(super) fn write_secret(secret: Secret) -> String {
+    format!("{:032x}", u128::from_be_bytes(secret.0))
+}
+
+/// The inverse of [`write_secret`].
+pub(super) fn read_secret(text: &str) -> Option<Secret> {
+    u128::from_str_radix(text, 16).ok().map(|number| Secret(number.to_be_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::Token;
+
+    #[test]
+    fn keys_are_spelled_like_this() {
+        let keys = Keys::new("test:");
+        let pair = keys.pair(&PairingKey::new(&Token::new("token"), Some("nonce")));
+        assert_eq!(
+            pair,
+            "test:pair:{e139eef4e422be4378b71a26283ae12d1a3318083ff97eacd1509712d5b6c496}"
+        );
+        let node = NodeId::new("proxy-1", 0xab);
+        assert_eq!(keys.node(&node), "test:node:proxy-1-00000000000000ab");
+    }
+
+    #[test]
+    fn secrets_come_back() {
+        let secret = Secret(*b"\0\x01 0123456789abc");
+        assert_eq!(write_secret(secret), "00012030313233343536373839616263");
+        assert_eq!(read_secret(&write_secret(secret)), Some(secret));
+        assert_eq!(read_secret("no hex"), None);
+    }
+}

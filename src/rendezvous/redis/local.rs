@@ -1,0 +1,386 @@
+//! What this node knows by itself: the entries that its endpoints have made, and what must still
+//! be said to Redis.
+//!
+//! Of its own entries the node knows more than Redis does: which are released, and which tunnels
+//! stand. As long as Redis does not answer, endpoints of this node are paired from here.
+
+use std::collections::hash_map::Entry as Slot;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+
+use super::scripts::Told;
+use crate::ids::OfferId;
+use crate::protocol::PairingKey;
+use crate::rendezvous::{Answer, Home, Offer, Waiting};
+
+/// Errands kept for Redis. Beyond that the time to live in Redis does it.
+const MAX_ERRANDS: usize = 65_536;
+
+/// Released offers that one question mentions. Any but the last few are not in Redis any more.
+const MAX_GONE: usize = 64;
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Local {
+    entries: HashMap<PairingKey, Entry>,
+    /// The offers of this node that are not released, and whether they may have a place in Redis.
+    offers: HashMap<OfferId, bool>,
+    errands: HashMap<PairingKey, Errands>,
+    /// The keys of the errands that nobody is on; each once.
+    queue: VecDeque<PairingKey>,
+    errand_count: usize,
+}
+
+/// What must be said about one key, in this order.
+#[derive(Default)]
+struct Errands {
+    all: Vec<Errand>,
+    /// So many from the front are being said.
+    taken: usize,
+}
+
+struct Entry {
+    offer: Offer,
+    state: State,
+    /// Told when an endpoint of this node has claimed it.
+    claimed: Arc<Notify>,
+}
+
+enum State {
+    Waiting,
+    Standing { claimer: Option<OfferId>, asserted: Instant },
+}
+
+/// Something that Redis must be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Errand {
+    /// This offer is released.
+    Release(OfferId, Role),
+    /// A tunnel stands.
+    Stand,
+}
+
+/// As what an offer may have a place in an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    Owner,
+    Claimer,
+    Either,
+}
+
+/// A tunnel with its first endpoint on this node.
+#[derive(Clone, Copy)]
+pub(super) struct Tunnel {
+    pub(super) offer: Offer,
+    /// Unknown if it came from another node.
+    pub(super) claimer: Option<OfferId>,
+}
+
+/// What the node itself can say about an offer.
+pub(super) enum Alone {
+    Answer(Answer),
+    /// It waits; this tells when an endpoint of this node has claimed it.
+    Waiting(Arc<Notify>),
+}
+
+impl Local {
+    /// An offer comes, or comes again: then true.
+    pub(super) fn enter(&mut self, offer: &Offer) -> bool {
+        match self.offers.entry(offer.id) {
+            Slot::Vacant(slot) => {
+                slot.insert(false);
+                false
+            }
+            Slot::Occupied(_) => true,
+        }
+    }
+
+    /// Redis is being asked about this offer: whatever becomes of it, it may have a place there.
+    pub(super) fn ask(&mut self, offer: &Offer) {
+        if let Some(perhaps_there) = self.offers.get_mut(&offer.id) {
+            *perhaps_there = true;
+        }
+    }
+
+    /// Whether an offer is one of this node that is not released.
+    pub(super) fn has(&self, offer: OfferId) -> bool {
+        self.offers.contains_key(&offer)
+    }
+
+    /// The answer to an offer if it needs no question: a tunnel with its key stands here.
+    pub(super) fn known(&mut self, offer: &Offer) -> Option<Answer> {
+        let perhaps_there = self.offers.get(&offer.id) == Some(&true);
+        let answer = self.beside_tunnel(offer)?;
+        if perhaps_there && answer == Answer::Taken {
+            self.errand(offer.key, Errand::Release(offer.id, Role::Either));
+        }
+        Some(answer)
+    }
+
+    /// Decides without Redis.
+    pub(super) fn alone(&mut self, offer: &Offer) -> Alone {
+        if let Some(answer) = self.known(offer) {
+            return Alone::Answer(answer);
+        }
+        match self.entries.get(&offer.key) {
+            Some(entry) if entry.offer.id == offer.id => Alone::Waiting(Arc::clone(&entry.claimed)),
+            Some(_) => Alone::Answer(self.claim(offer)),
+            None => Alone::Waiting(self.insert(offer)),
+        }
+    }
+
+    /// Brings together what Redis answered and what has happened here meanwhile.
+    pub(super) fn conclude(&mut self, offer: &Offer, told: Told, here: &str) -> Answer {
+        if !self.offers.contains_key(&offer.id) {
+            // Released while the answer was on its way, which nobody waits for any more.
+            self.errand(offer.key, Errand::Release(offer.id, Role::Either));
+            return Answer::Taken;
+        }
+        if let Some(answer) = self.beside_tunnel(offer) {
+            // Redis does not know of this tunnel yet, and must not have another one.
+            let errands: &[_] = match (&told, &answer) {
+                (Told::Taken { .. }, _) | (Told::Wait, Answer::Wait) => &[],
+                (_, Answer::Taken) => &[Errand::Release(offer.id, Role::Either), Errand::Stand],
+                (_, Answer::Wait | Answer::Claimed(_)) => &[Errand::Stand],
+            };
+            for errand in errands {
+                self.errand(offer.key, *errand);
+            }
+            return answer;
+        }
+        match told {
+            Told::Wait => {
+                let is_there = self.entries.get(&offer.key).map(|entry| entry.offer.id);
+                // Another one that waits here without Redis learns of this one from Redis.
+                if is_there != Some(offer.id) {
+                    self.insert(offer);
+                }
+                Answer::Wait
+            }
+            Told::Claimed { owner, address, secret } => {
+                self.leave(offer);
+                let home = if owner.node == here {
+                    let owner = Offer { key: offer.key, id: owner.offer, secret };
+                    self.claimed(owner, offer.id);
+                    Home::Here
+                } else {
+                    Home::There { address, secret }
+                };
+                Answer::Claimed(Waiting { id: owner.offer, home })
+            }
+            Told::Taken { .. } => {
+                self.leave(offer);
+                Answer::Taken
+            }
+        }
+    }
+
+    /// The endpoint of this offer has been joined from another node.
+    pub(super) fn stands(&mut self, key: PairingKey, offer: OfferId) {
+        if let Some(entry) = self.entries.get_mut(&key)
+            && entry.offer.id == offer
+            && matches!(entry.state, State::Waiting)
+        {
+            entry.state = State::Standing { claimer: None, asserted: Instant::now() };
+        }
+    }
+
+    /// Frees the key if this offer made its entry, whether here or on another node.
+    pub(super) fn release(&mut self, key: PairingKey, offer: OfferId) {
+        if let Slot::Occupied(slot) = self.entries.entry(key)
+            && slot.get().offer.id == offer
+        {
+            slot.remove();
+        }
+        match self.offers.remove(&offer) {
+            Some(true) => self.errand(key, Errand::Release(offer, Role::Either)),
+            Some(false) => {}
+            None => self.errand(key, Errand::Release(offer, Role::Owner)),
+        }
+    }
+
+    /// The claim of this offer came to nothing: what it claimed waits again.
+    pub(super) fn give_back(&mut self, key: PairingKey, owner: OfferId, claimer: OfferId) {
+        if let Some(entry) = self.entries.get_mut(&key)
+            && entry.offer.id == owner
+            && matches!(entry.state, State::Standing { claimer: Some(it), .. } if it == claimer)
+        {
+            entry.state = State::Waiting;
+        }
+        self.errand(key, Errand::Release(claimer, Role::Claimer));
+    }
+
+    /// Offers of this key that are gone, but perhaps not in Redis yet.
+    pub(super) fn released(&self, key: &PairingKey) -> Vec<OfferId> {
+        let errands = self.errands.get(key).into_iter().flat_map(|errands| &errands.all);
+        errands
+            .rev()
+            .filter_map(|errand| match errand {
+                Errand::Release(offer, _) => Some(*offer),
+                Errand::Stand => None,
+            })
+            .take(MAX_GONE)
+            .collect()
+    }
+
+    /// All tunnels must be told again: Redis may have lost them.
+    pub(super) fn assert_all(&mut self) {
+        self.assert_older_than(Duration::ZERO);
+    }
+
+    /// Tunnels that were told this long ago must be told again, before Redis forgets them.
+    pub(super) fn assert_older_than(&mut self, age: Duration) {
+        let now = Instant::now();
+        let mut due = Vec::new();
+        for (key, entry) in &mut self.entries {
+            if let State::Standing { asserted, .. } = &mut entry.state
+                && now.saturating_duration_since(*asserted) >= age
+            {
+                *asserted = now;
+                due.push(*key);
+            }
+        }
+        for key in due {
+            self.errand(key, Errand::Stand);
+        }
+    }
+
+    /// The tunnel of this key, if one stands, of which Redis is being told.
+    pub(super) fn tell(&mut self, key: &PairingKey) -> Option<Tunnel> {
+        let entry = self.entries.get(key)?;
+        let State::Standing { claimer, .. } = entry.state else { return None };
+        let offer = entry.offer;
+        self.ask(&offer);
+        Some(Tunnel { offer, claimer })
+    }
+
+    /// The next keys with errands, and those in the order in which they came up. They are kept
+    /// until [`Local::done`].
+    pub(super) fn errands(&mut self, keys: usize) -> Vec<(PairingKey, Vec<Errand>)> {
+        let count = keys.min(self.queue.len());
+        let mut next = Vec::with_capacity(count);
+        for key in self.queue.drain(..count) {
+            if let Some(errands) = self.errands.get_mut(&key) {
+                errands.taken = errands.all.len();
+                next.push((key, errands.all.clone()));
+            }
+        }
+        next
+    }
+
+    /// So many of the errands of this key are done. What is not comes up again.
+    pub(super) fn done(&mut self, key: PairingKey, count: usize) {
+        if let Slot::Occupied(mut slot) = self.errands.entry(key) {
+            slot.get_mut().all.drain(..count);
+            slot.get_mut().taken = 0;
+            self.errand_count -= count;
+            if slot.get().all.is_empty() {
+                slot.remove();
+            } else {
+                self.queue.push_back(key);
+            }
+        }
+    }
+
+    /// Whoever was on errands has been cut off: all are to be done again.
+    pub(super) fn start_over(&mut self) {
+        self.queue = self.errands.keys().copied().collect();
+        for errands in self.errands.values_mut() {
+            errands.taken = 0;
+        }
+    }
+
+    /// Whether anything must be told.
+    pub(super) fn has_errands(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
+    /// Everything of this node ends: its entries are to be released.
+    pub(super) fn release_all(&mut self) {
+        let all: Vec<_> = self.entries.values().map(|entry| entry.offer).collect();
+        for offer in all {
+            self.release(offer.key, offer.id);
+        }
+    }
+
+    /// The answer if a tunnel with this key stands here.
+    fn beside_tunnel(&mut self, offer: &Offer) -> Option<Answer> {
+        let entry = self.entries.get(&offer.key)?;
+        let State::Standing { claimer, .. } = entry.state else { return None };
+        let owner = entry.offer.id;
+        if owner == offer.id {
+            return Some(Answer::Wait);
+        }
+        self.offers.insert(offer.id, false);
+        if claimer == Some(offer.id) {
+            return Some(Answer::Claimed(Waiting { id: owner, home: Home::Here }));
+        }
+        Some(Answer::Taken)
+    }
+
+    /// Two endpoints of this node belong together, of which Redis must be told: the one that
+    /// waits, and this one.
+    fn claim(&mut self, offer: &Offer) -> Answer {
+        let Some(owner) = self.entries.get(&offer.key).map(|entry| entry.offer) else {
+            return Answer::Taken;
+        };
+        self.claimed(owner, offer.id);
+        self.offers.insert(offer.id, false);
+        self.errand(offer.key, Errand::Stand);
+        Answer::Claimed(Waiting { id: owner.id, home: Home::Here })
+    }
+
+    /// An offer of this node is claimed by another one of it. The answer that it waits may still
+    /// be on its way.
+    fn claimed(&mut self, owner: Offer, claimer: OfferId) {
+        if !self.offers.contains_key(&owner.id) {
+            return;
+        }
+        let is_there = self.entries.get(&owner.key).map(|entry| entry.offer.id);
+        if is_there != Some(owner.id) {
+            self.insert(&owner);
+        }
+        if let Some(entry) = self.entries.get_mut(&owner.key) {
+            entry.state = State::Standing { claimer: Some(claimer), asserted: Instant::now() };
+            entry.claimed.notify_one();
+        }
+    }
+
+    fn insert(&mut self, offer: &Offer) -> Arc<Notify> {
+        let claimed = Arc::new(Notify::new());
+        let entry = Entry { offer: *offer, state: State::Waiting, claimed: Arc::clone(&claimed) };
+        self.entries.insert(offer.key, entry);
+        claimed
+    }
+
+    /// The offer has no entry of its own.
+    fn leave(&mut self, offer: &Offer) {
+        if let Slot::Occupied(slot) = self.entries.entry(offer.key)
+            && slot.get().offer.id == offer.id
+        {
+            slot.remove();
+        }
+        self.offers.insert(offer.id, false);
+    }
+
+    fn errand(&mut self, key: PairingKey, errand: Errand) {
+        if self.errand_count >= MAX_ERRANDS {
+            return;
+        }
+        let errands = self.errands.entry(key).or_default();
+        if errands.all.is_empty() {
+            self.queue.push_back(key);
+        }
+        if errands.all[errands.taken..].last() != Some(&errand) {
+            errands.all.push(errand);
+            self.errand_count += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "local_tests.rs"]
+mod tests;

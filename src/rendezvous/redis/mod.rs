@@ -1,0 +1,339 @@
+//! The rendezvous of a cluster: entries in Redis, on which all nodes agree in one atomic step.
+//!
+//! An entry is alive as long as its node has a lease; a node has one lease, not one per entry.
+//! Four commands make a tunnel: two offers, a look at the lease of the first one's node if that is
+//! another one, and a release. While Redis is away, endpoints of this node find each other here.
+
+mod keeper;
+mod keys;
+mod link;
+mod local;
+mod scripts;
+mod target;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use serde_json::json;
+use tokio::sync::{Notify, watch};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::debug;
+
+use self::keeper::Keeper;
+use self::keys::Keys;
+use self::link::{Link, Unanswered};
+use self::local::{Alone, Local};
+use self::scripts::{Gone, Lives, Owner, Scripts, Told};
+use self::target::Target;
+use super::{Answer, Offer, Rendezvous};
+use crate::config;
+use crate::ids::{NodeId, OfferId};
+use crate::protocol::PairingKey;
+
+pub use self::link::Health;
+pub use self::target::SetupError;
+
+/// How often an entry may change while one question is being asked, until it is asked anew.
+const ROUNDS: usize = 5;
+/// The longest pause between two questions.
+const MAX_PAUSE: Duration = Duration::from_secs(2);
+
+/// Who this node is to the others.
+#[derive(Clone, Debug)]
+pub struct NodeFacts {
+    /// Its id; new for each start.
+    pub id: NodeId,
+    /// Its name.
+    pub name: String,
+    /// Where other nodes reach its bridge, `host:port`.
+    pub bridge_address: String,
+    /// How long its endpoints wait at most.
+    pub waiting: Duration,
+}
+
+/// The rhythm in which things are done. The defaults are right; tests are in a hurry.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// How long a node counts as alive without refreshing its lease.
+    pub lease: Duration,
+    /// How often it does.
+    pub refresh: Duration,
+    /// How long the entry of a tunnel stays in Redis; it is renewed in half of that.
+    pub standing: Duration,
+    /// How much longer a waiting entry stays in Redis than its endpoint waits.
+    pub slack: Duration,
+    /// When all offers are put up again, they are spread over this time.
+    pub spread: Duration,
+    /// The longest pause between two attempts to connect.
+    pub backoff: Duration,
+    /// How long cleaning up may take at the end.
+    pub farewell: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            lease: Duration::from_secs(10),
+            refresh: Duration::from_secs(3),
+            standing: Duration::from_hours(24),
+            slack: Duration::from_secs(30),
+            spread: Duration::from_millis(500),
+            backoff: MAX_PAUSE,
+            farewell: Duration::from_secs(3),
+        }
+    }
+}
+
+/// Entries in Redis.
+pub struct RedisRendezvous {
+    core: Arc<Core>,
+    tasks: TaskTracker,
+}
+
+/// What the offers and the keeper share.
+struct Core {
+    node: NodeId,
+    patience: Duration,
+    pace: Pace,
+    link: Link,
+    scripts: Scripts,
+    local: Mutex<Local>,
+    /// There may be new errands.
+    errands: Notify,
+    epoch: watch::Sender<u64>,
+    closing: CancellationToken,
+}
+
+/// What asking led to.
+enum Asked {
+    Told(Told),
+    /// Whether a node is alive cannot be said yet.
+    Unsure,
+}
+
+impl RedisRendezvous {
+    /// Starts to keep in touch with Redis, which may be away. Must be called within a tokio
+    /// runtime.
+    pub fn start(
+        settings: &config::Redis,
+        facts: NodeFacts,
+        pace: Pace,
+    ) -> Result<Arc<Self>, SetupError> {
+        let target = Target::new(settings)?;
+        let core = Arc::new(Core::new(settings, facts, pace));
+        let tasks = TaskTracker::new();
+        tasks.spawn(Keeper::new(Arc::clone(&core), target).run());
+        tasks.close();
+        Ok(Arc::new(Self { core, tasks }))
+    }
+
+    /// Whether these settings can be used; what they name is not asked for.
+    pub fn check(settings: &config::Redis) -> Result<(), SetupError> {
+        Target::new(settings).map(|_| ())
+    }
+
+    /// Whether Redis answers.
+    pub fn health(&self) -> watch::Receiver<Health> {
+        self.core.link.health()
+    }
+
+    /// Takes everything of this node out of Redis. Nothing may be offered any more.
+    pub async fn close(&self) {
+        self.core.closing.cancel();
+        // The task bounds its own end; this is for the case that it does not.
+        let _ = timeout(self.core.pace.farewell + self.core.patience, self.tasks.wait()).await;
+    }
+}
+
+impl Drop for RedisRendezvous {
+    fn drop(&mut self) {
+        self.core.closing.cancel();
+    }
+}
+
+impl Rendezvous for RedisRendezvous {
+    fn offer(self: Arc<Self>, offer: Offer) -> BoxFuture<'static, Answer> {
+        // Known from now on, even if the future is dropped before it is polled.
+        let again = self.core.local().enter(&offer);
+        let core = Arc::clone(&self.core);
+        async move { core.decide(&offer, again).await }.boxed()
+    }
+
+    fn release(&self, key: PairingKey, offer: OfferId) {
+        self.core.local().release(key, offer);
+        self.core.errands.notify_one();
+    }
+
+    fn give_back(&self, key: PairingKey, owner: OfferId, claimer: OfferId) {
+        self.core.local().give_back(key, owner, claimer);
+        self.core.errands.notify_one();
+    }
+
+    fn stands(&self, key: PairingKey, offer: OfferId) {
+        self.core.local().stands(key, offer);
+    }
+
+    fn epoch(&self) -> watch::Receiver<u64> {
+        self.core.epoch.subscribe()
+    }
+}
+
+impl Core {
+    fn new(settings: &config::Redis, facts: NodeFacts, pace: Pace) -> Self {
+        let lives = Lives {
+            waiting: facts.waiting + pace.slack,
+            standing: pace.standing,
+            lease: pace.lease,
+        };
+        let described = json!({
+            "node": facts.id.as_str(),
+            "name": facts.name,
+            "address": facts.bridge_address,
+            "version": env!("CARGO_PKG_VERSION"),
+            "started": humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string(),
+        });
+        let keys = Keys::new(&settings.prefix);
+        let scripts = Scripts::new(
+            keys,
+            facts.id.clone(),
+            facts.bridge_address,
+            described.to_string(),
+            lives,
+        );
+        Self {
+            node: facts.id,
+            patience: settings.timeout,
+            pace,
+            link: Link::new(settings.timeout),
+            scripts,
+            local: Mutex::default(),
+            errands: Notify::new(),
+            epoch: watch::Sender::new(0),
+            closing: CancellationToken::new(),
+        }
+    }
+
+    fn local(&self) -> MutexGuard<'_, Local> {
+        // A panic in the middle of a change would be a fault of `local`, not of the data.
+        self.local.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Redis may have lost what this node has put there.
+    fn lapsed(&self) {
+        self.epoch.send_modify(|epoch| *epoch += 1);
+        self.local().assert_all();
+        self.errands.notify_one();
+    }
+
+    async fn decide(&self, offer: &Offer, again: bool) -> Answer {
+        if again {
+            // All offers of all nodes come again at the same time.
+            sleep(self.pace.spread.mul_f64(rand::random())).await;
+        }
+        let mut attempts = 0_u32;
+        loop {
+            if let Some(answer) = self.local().known(offer) {
+                return answer;
+            }
+            match self.ask(offer).await {
+                Ok(Asked::Told(told)) => {
+                    let answer = self.local().conclude(offer, told, self.node.as_str());
+                    self.errands.notify_one();
+                    return answer;
+                }
+                Err(error) if !self.link.is_connected() => {
+                    debug!(%error, "Redis cannot say what becomes of an offer");
+                    let alone = self.local().alone(offer);
+                    self.errands.notify_one();
+                    match alone {
+                        Alone::Answer(answer) => return answer,
+                        Alone::Waiting(claimed) => tokio::select! {
+                            () = claimed.notified() => return Answer::Wait,
+                            () = self.try_again(attempts) => {}
+                        },
+                    }
+                }
+                // Somebody else may have been answered, and paired: so nothing is decided here.
+                Ok(Asked::Unsure) | Err(_) => sleep(backoff(attempts, MAX_PAUSE)).await,
+            }
+            attempts = attempts.saturating_add(1);
+        }
+    }
+
+    /// When Redis is there, and not all at once.
+    async fn try_again(&self, attempts: u32) {
+        sleep(backoff(attempts, MAX_PAUSE)).await;
+        self.link.is_up().await;
+        sleep(self.pace.spread.mul_f64(rand::random())).await;
+    }
+
+    /// Asks Redis about an offer. Whatever belongs to a node without a lease does not count.
+    async fn ask(&self, offer: &Offer) -> Result<Asked, Unanswered> {
+        let mut gone = Gone::default();
+        for _ in 0..ROUNDS {
+            gone.released.extend(self.local().released(&offer.key));
+            let call = self.scripts.offer(offer, *self.epoch.borrow(), &gone);
+            let asked = self.link.ask(async |connection| {
+                self.local().ask(offer);
+                call.invoke_async::<Vec<String>>(connection).await
+            });
+            let answer = asked.await?;
+            let Some(told) = Told::read(&answer) else { return Ok(Asked::Unsure) };
+            let sure = self.link.steady_for() >= self.pace.refresh + self.patience;
+            match &told {
+                // Its release was forgotten.
+                Told::Claimed { owner, .. } | Told::Taken { owner, .. }
+                    if owner.node == self.node.as_str() && !self.local().has(owner.offer) =>
+                {
+                    gone.released.push(owner.offer);
+                }
+                Told::Claimed { owner, .. } if !self.is_alive(&owner.node).await? => {
+                    if !sure {
+                        // Dialing that node will show.
+                        return Ok(Asked::Told(told));
+                    }
+                    gone.owner = Some(named(owner));
+                }
+                Told::Taken { owner, .. } if !self.is_alive(&owner.node).await? => {
+                    if !sure {
+                        return Ok(Asked::Unsure);
+                    }
+                    gone.owner = Some(named(owner));
+                }
+                Told::Taken { claimer, claimer_node, .. }
+                    if sure && !self.is_alive(claimer_node).await? =>
+                {
+                    gone.claimers.push(claimer.clone());
+                }
+                Told::Wait | Told::Claimed { .. } | Told::Taken { .. } => {
+                    return Ok(Asked::Told(told));
+                }
+            }
+        }
+        Ok(Asked::Unsure)
+    }
+
+    /// Whether this node has a lease. After an outage of Redis that says nothing, until all nodes
+    /// had the time to renew theirs.
+    async fn is_alive(&self, node: &str) -> Result<bool, Unanswered> {
+        if node == self.node.as_str() {
+            return Ok(true);
+        }
+        let command = self.scripts.is_alive(node);
+        self.link.ask(async |connection| command.query_async(connection).await).await
+    }
+}
+
+fn named(owner: &Owner) -> (OfferId, String) {
+    (owner.offer, owner.epoch.clone())
+}
+
+/// A pause that grows with the attempts and is never the same twice.
+fn backoff(attempts: u32, longest: Duration) -> Duration {
+    let pause = Duration::from_millis(50).saturating_mul(1 << attempts.min(10)).min(longest);
+    pause.mul_f64(rand::random_range(0.5..1.0))
+}

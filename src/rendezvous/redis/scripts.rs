@@ -1,0 +1,180 @@
+//! What is done in Redis, each in one atomic step. The scripts stand in `lua/`.
+
+use std::time::Duration;
+
+use redis::{Script, ScriptInvocation};
+
+use super::keys::{Keys, read_secret, write_secret};
+use super::local::{Role, Tunnel};
+use crate::ids::{NodeId, OfferId};
+use crate::protocol::PairingKey;
+use crate::rendezvous::{Offer, Secret};
+
+/// Builds the calls of one node.
+pub(super) struct Scripts {
+    keys: Keys,
+    node: NodeId,
+    address: String,
+    facts: String,
+    lives: Lives,
+    offer: Script,
+    release: Script,
+    stand: Script,
+    lease: Script,
+}
+
+/// How long things stay in Redis unless they are refreshed.
+#[derive(Clone, Copy)]
+pub(super) struct Lives {
+    pub(super) waiting: Duration,
+    pub(super) standing: Duration,
+    pub(super) lease: Duration,
+}
+
+/// What must not hinder an offer any more.
+#[derive(Default)]
+pub(super) struct Gone {
+    /// An offer whose node had no lease, as it was in this epoch.
+    pub(super) owner: Option<(OfferId, String)>,
+    /// Claimers whose node had no lease.
+    pub(super) claimers: Vec<String>,
+    /// Offers that have been released, but perhaps not in Redis yet.
+    pub(super) released: Vec<OfferId>,
+}
+
+/// What Redis answers to an offer.
+#[derive(Debug)]
+pub(super) enum Told {
+    Wait,
+    Claimed { owner: Owner, address: String, secret: Secret },
+    Taken { owner: Owner, claimer: String, claimer_node: String },
+}
+
+/// Whose entry it is.
+#[derive(Debug)]
+pub(super) struct Owner {
+    pub(super) offer: OfferId,
+    pub(super) node: String,
+    pub(super) epoch: String,
+}
+
+impl Scripts {
+    pub(super) fn new(
+        keys: Keys,
+        node: NodeId,
+        address: String,
+        facts: String,
+        lives: Lives,
+    ) -> Self {
+        Self {
+            keys,
+            node,
+            address,
+            facts,
+            lives,
+            offer: Script::new(include_str!("lua/offer.lua")),
+            release: Script::new(include_str!("lua/release.lua")),
+            stand: Script::new(include_str!("lua/stand.lua")),
+            lease: Script::new(include_str!("lua/lease.lua")),
+        }
+    }
+
+    pub(super) fn offer(&self, offer: &Offer, epoch: u64, gone: &Gone) -> ScriptInvocation<'_> {
+        let mut call = self.entry(&self.offer, offer, epoch);
+        call.arg(millis(self.lives.waiting)).arg(millis(self.lives.standing));
+        let (dead, its_epoch) = match &gone.owner {
+            Some((dead, epoch)) => (dead.to_string(), epoch.as_str()),
+            None => (String::new(), ""),
+        };
+        call.arg(dead).arg(its_epoch).arg(&gone.claimers);
+        for released in &gone.released {
+            call.arg(released.to_string());
+        }
+        call
+    }
+
+    pub(super) fn release(
+        &self,
+        key: &PairingKey,
+        offer: OfferId,
+        role: Role,
+    ) -> ScriptInvocation<'_> {
+        let mut call = self.release.key(self.keys.pair(key));
+        let role = match role {
+            Role::Owner => "owner",
+            Role::Claimer => "claimer",
+            Role::Either => "either",
+        };
+        call.arg(offer.to_string()).arg(role).arg(millis(self.lives.waiting));
+        call
+    }
+
+    pub(super) fn stand(&self, tunnel: &Tunnel, epoch: u64) -> ScriptInvocation<'_> {
+        let claimer = tunnel.claimer.map(|claimer| claimer.to_string()).unwrap_or_default();
+        let mut call = self.entry(&self.stand, &tunnel.offer, epoch);
+        call.arg(claimer).arg(millis(self.lives.standing)).arg(millis(self.lives.waiting));
+        call
+    }
+
+    pub(super) fn lease(&self) -> ScriptInvocation<'_> {
+        let mut call = self.lease.key(self.keys.node(&self.node));
+        call.arg(&self.facts).arg(millis(self.lives.lease));
+        call
+    }
+
+    /// Whether a node has a lease.
+    pub(super) fn is_alive(&self, node: &str) -> redis::Cmd {
+        let mut command = redis::cmd("EXISTS");
+        command.arg(self.keys.node(&node.into()));
+        command
+    }
+
+    /// This node ends.
+    pub(super) fn farewell(&self) -> redis::Cmd {
+        let mut command = redis::cmd("DEL");
+        command.arg(self.keys.node(&self.node));
+        command
+    }
+
+    /// A call with the arguments that make an entry.
+    fn entry<'a>(&'a self, script: &'a Script, offer: &Offer, epoch: u64) -> ScriptInvocation<'a> {
+        let mut call = script.key(self.keys.pair(&offer.key));
+        call.arg(offer.id.to_string())
+            .arg(self.node.as_str())
+            .arg(epoch)
+            .arg(&self.address)
+            .arg(write_secret(offer.secret));
+        call
+    }
+}
+
+impl Told {
+    /// Reads what the script answered; `None` if that is nothing it answers.
+    pub(super) fn read(answer: &[String]) -> Option<Self> {
+        let texts: Vec<_> = answer.iter().map(String::as_str).collect();
+        Some(match texts[..] {
+            ["wait"] => Self::Wait,
+            ["claimed", offer, node, epoch, address, secret] => Self::Claimed {
+                owner: Owner::read(offer, node, epoch)?,
+                address: address.into(),
+                secret: read_secret(secret)?,
+            },
+            ["taken", offer, node, epoch, claimer, claimer_node] => Self::Taken {
+                owner: Owner::read(offer, node, epoch)?,
+                claimer: claimer.into(),
+                claimer_node: claimer_node.into(),
+            },
+            _ => return None,
+        })
+    }
+}
+
+impl Owner {
+    fn read(offer: &str, node: &str, epoch: &str) -> Option<Self> {
+        Some(Self { offer: offer.parse().ok()?, node: node.into(), epoch: epoch.into() })
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
