@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Sleep, sleep, sleep_until};
 use tracing::{debug, info, warn};
 
-use super::registry::Partner;
+use super::registry::{NotWaiting, Partner};
 use super::tunnel::profile_of;
 use super::{Entry, Party, Shared, error_chain, send};
 use crate::auth;
@@ -284,9 +284,14 @@ fn answered(
         Answer::Claimed(Waiting { id, home: Home::Here }) => {
             match shared.registry.hand_over(id, Partner::Here(party)) {
                 // It left between its offer and our claim.
-                Err((_, Partner::Here(party))) => {
+                Err((NotWaiting::Gone, Partner::Here(party))) => {
                     shared.rendezvous.release(offer.key, id);
                     Next::Stage(party, self::offer(offer.key, shared))
+                }
+                // Its tunnel stands; the key is not ours to free.
+                Err((_, Partner::Here(mut party))) => {
+                    party.endpoint.close(Close::Taken);
+                    Next::Stage(party, Stage::Greeting)
                 }
                 Ok(()) | Err((_, Partner::There(_))) => Next::Outcome(Outcome::Over),
             }
