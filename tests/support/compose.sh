@@ -41,7 +41,8 @@ clean_up() {
   if [ "$code" -ne 0 ] && [ "$code" -ne 77 ]; then
     echo "FAILED; the last lines of the log:"
     compose logs --no-color --tail 30 2>&1 || true
-    tail -n 5 "$work"/*.err 2>/dev/null || true
+    # Those of the clients that have something to say.
+    find "$work" -name '*.err' -size +0 -exec tail -v -n 5 {} + || true
   fi
   compose down --volumes --timeout 1 >/dev/null 2>&1 || true
   docker image rm "$project" >/dev/null 2>&1 || true
