@@ -126,6 +126,42 @@ async fn a_frozen_node_that_wakes_up_does_not_believe_in_its_old_entries() {
 }
 
 #[tokio::test]
+async fn a_short_freeze_is_only_a_delay() {
+    let cluster = Cluster::<2>::start().await;
+    let [a, b] = &cluster.nodes;
+    let mut standing = Vec::new();
+    for number in 0..4 {
+        standing.push(tunnel_between(a, b, &format!("standing {number}")).await);
+    }
+    let mut left_alone = Endpoint::waiting(a, "left alone").await;
+    let mut met = Endpoint::waiting(a, "met").await;
+
+    a.freeze();
+    let mut met_by = Endpoint::waiting(b, "met").await;
+    // Asks for its partner over a connection that stands, and does not wait for the answer.
+    let mut gone = Endpoint::waiting(b, "left alone").await;
+    waits(&mut gone).await;
+    drop(gone);
+    waits(&mut met_by).await;
+
+    a.thaw();
+    within(RECOVERED, "the two that have waited", async {
+        met.established().await;
+        met_by.established().await;
+    })
+    .await;
+    talk(&mut met, &mut met_by).await;
+    for (first, second) in &mut standing {
+        talk(first, second).await;
+    }
+    waits(&mut left_alone).await;
+    let mut partner = Endpoint::waiting(b, "left alone").await;
+    left_alone.established().await;
+    partner.established().await;
+    talk(&mut left_alone, &mut partner).await;
+}
+
+#[tokio::test]
 async fn redis_may_be_killed_and_come_back_empty() {
     let mut cluster = Cluster::<2>::start().await;
     let [a, b] = &cluster.nodes;
