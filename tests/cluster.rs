@@ -7,22 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
-use nymea_remoteproxy::node::Node;
 use support::cluster::Cluster;
-use support::{Endpoint, pattern, soon};
+use support::{Endpoint, pattern, soon, tunnel_between as tunnel};
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-
-/// Two generation 1 endpoints on two nodes, with a tunnel between them.
-async fn tunnel(one: &Node, other: &Node, token: &str) -> (Endpoint, Endpoint) {
-    let mut first = Endpoint::waiting(one, token).await;
-    let mut second = Endpoint::waiting(other, token).await;
-    first.established().await;
-    second.established().await;
-    (first, second)
-}
 
 #[tokio::test]
 async fn every_pair_of_nodes_carries_every_kind_of_message() {

@@ -18,11 +18,6 @@ async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     in_time.unwrap_or_else(|_| panic!("waited {DEADLINE:?} for {what}"))
 }
 
-fn url(node: &Running) -> String {
-    let line = node.line("listening on wss://");
-    format!("wss://{}", line.rsplit("wss://").next().expect("an address").trim())
-}
-
 async fn waiting(url: &str, token: &str, nonce: Option<&str>) -> Waiting {
     let connector = Connector::new(url).expect("a URL").insecure();
     let token = Token::new(token);
@@ -37,14 +32,6 @@ async fn tunnel(url: &str, token: &str, nonce: Option<&str>) -> (Tunnel, Tunnel)
     (first.expect("a tunnel"), second.expect("a tunnel"))
 }
 
-/// Resident memory of a process, in KiB.
-fn resident(node: &Running) -> u64 {
-    let path = format!("/proc/{}/status", node.child.id());
-    let status = fs::read_to_string(path).expect("it runs");
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("a line");
-    line.split_whitespace().nth(1).expect("a number").parse().expect("a number")
-}
-
 /// Whether nothing moves any more.
 async fn blocked<T>(sending: impl Future<Output = T>) -> bool {
     timeout(Duration::from_millis(500), sending).await.is_err()
@@ -57,7 +44,7 @@ async fn no_secret_is_logged_at_any_level() {
     let node = Running::start(&["-p", "0", "-vvv", "-l", log.to_str().expect("UTF-8")]);
     let everything = Running::of(command(&["-p", "0"]).env("REMOTEPROXY__LOG__FILTER", "trace"));
     for node in [&node, &everything] {
-        let url = url(node);
+        let url = node.url();
         let (mut first, mut second) = tunnel(&url, "secret-token", Some("secret-nonce")).await;
         first.write_all(b"secret-payload").await.expect("open");
         let mut received = [0; 14];
@@ -81,7 +68,7 @@ async fn no_secret_is_logged_at_any_level() {
 #[tokio::test]
 async fn a_signal_sends_waiting_clients_away_and_lets_tunnels_end() {
     let node = Running::start(&["-p", "0"]);
-    let url = url(&node);
+    let url = node.url();
     let alone = waiting(&url, "alone", None).await;
     let (mut first, mut second) = tunnel(&url, "t", None).await;
     node.signal("TERM");
@@ -99,7 +86,7 @@ async fn a_signal_sends_waiting_clients_away_and_lets_tunnels_end() {
 #[tokio::test]
 async fn a_second_signal_ends_the_node_now() {
     let node = Running::start(&["-p", "0"]);
-    let (mut first, _second) = tunnel(&url(&node), "t", None).await;
+    let (mut first, _second) = tunnel(&node.url(), "t", None).await;
     node.signal("INT");
     node.line("draining");
     node.signal("INT");
@@ -113,12 +100,12 @@ async fn stalled_readers_cost_bounded_memory() {
     const TUNNELS: usize = 8;
     const MESSAGE: usize = 64 * 1024;
     let node = Running::start(&["-p", "0"]);
-    let url = url(&node);
+    let url = node.url();
     let mut tunnels = Vec::new();
     for number in 0..TUNNELS {
         tunnels.push(tunnel(&url, &format!("token {number}"), None).await);
     }
-    let before = resident(&node);
+    let before = node.resident();
     let message = Message::Binary(vec![7; MESSAGE].into());
     let mut sent = 0;
     for (first, _stalled) in &mut tunnels {
@@ -127,7 +114,7 @@ async fn stalled_readers_cost_bounded_memory() {
             assert!(sent < TUNNELS * (64 << 20), "taken for readers that read nothing");
         }
     }
-    let grown = resident(&node).saturating_sub(before);
+    let grown = node.resident().saturating_sub(before);
     assert!(grown < 16 * 1024, "{grown} KiB more for {} KiB sent", sent / 1024);
     // Everything is still there for a reader that wakes up.
     let (first, second) = tunnels.pop().expect("some");

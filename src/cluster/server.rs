@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use futures_util::stream::{Map, StreamExt};
 use nymea_remoteproxy_proto::bridge::v1::Frame;
 use nymea_remoteproxy_proto::bridge::v1::bridge_server::{Bridge, BridgeServer};
@@ -110,6 +111,11 @@ impl Bridge for BridgeService {
         let Some(Frame { content: Some(Content::Attach(attach)) }) = first else {
             return Err(Status::invalid_argument("the first frame must be Attach"));
         };
+        // It sends nothing more until it is answered, except that it has given up: as it does when
+        // this node was frozen for a while. Nobody is to be told of a partner that is gone.
+        if incoming.message().now_or_never().is_some() {
+            return Err(Status::cancelled("the caller has given up"));
+        }
         let (outbox, outgoing) = outbox();
         let leg = BridgeLeg::new(outbox, incoming, self.stalled, self.lifecycle.clone(), None);
         let answer = Answer::new(leg);

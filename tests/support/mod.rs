@@ -6,6 +6,7 @@
 pub mod cluster;
 pub mod redis;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,9 +47,20 @@ pub fn node_with(change: impl FnOnce(&mut Config)) -> Node {
     Prepared::new(config).expect("valid settings").start().expect("a free port")
 }
 
+/// Something that listens for endpoints: a node, in this process or not.
+pub trait Listening {
+    fn address(&self) -> SocketAddr;
+}
+
+impl Listening for Node {
+    fn address(&self) -> SocketAddr {
+        self.local_addr()
+    }
+}
+
 /// A TLS connection to a node, trusting any certificate.
-pub async fn tls(node: &Node) -> TlsStream<TcpStream> {
-    let tcp = soon("TCP", TcpStream::connect(node.local_addr())).await.expect("TCP");
+pub async fn tls(node: &impl Listening) -> TlsStream<TcpStream> {
+    let tcp = soon("TCP", TcpStream::connect(node.address())).await.expect("TCP");
     tcp.set_nodelay(true).expect("TCP");
     let provider = Arc::new(aws_lc_rs::default_provider());
     let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
@@ -106,11 +118,11 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    pub async fn connect(node: &Node) -> Self {
+    pub async fn connect(node: &impl Listening) -> Self {
         Box::pin(Self::try_connect(node)).await.expect("upgrade")
     }
 
-    pub async fn try_connect(node: &Node) -> Result<Self, WsError> {
+    pub async fn try_connect(node: &impl Listening) -> Result<Self, WsError> {
         let config = WebSocketConfig::default().max_message_size(None).max_frame_size(None);
         let upgrade = client_async_with_config("wss://localhost/", tls(node).await, Some(config));
         let (ws, _) = soon("upgrade", upgrade).await?;
@@ -118,7 +130,7 @@ impl Endpoint {
     }
 
     /// Authenticated as generation 1, and waiting.
-    pub async fn waiting(node: &Node, token: &str) -> Self {
+    pub async fn waiting(node: &impl Listening, token: &str) -> Self {
         let mut endpoint = Self::connect(node).await;
         endpoint.authenticate(&format!(r#""token":"{token}""#)).await;
         endpoint
@@ -192,10 +204,19 @@ impl Endpoint {
     }
 }
 
-/// Two generation 1 endpoints with a tunnel between them.
-pub async fn tunnel(node: &Node, token: &str) -> (Endpoint, Endpoint) {
-    let mut first = Endpoint::waiting(node, token).await;
-    let mut second = Endpoint::waiting(node, token).await;
+/// Two generation 1 endpoints on one node, with a tunnel between them.
+pub async fn tunnel(node: &impl Listening, token: &str) -> (Endpoint, Endpoint) {
+    tunnel_between(node, node, token).await
+}
+
+/// Two generation 1 endpoints on two nodes, with a tunnel between them.
+pub async fn tunnel_between(
+    one: &impl Listening,
+    other: &impl Listening,
+    token: &str,
+) -> (Endpoint, Endpoint) {
+    let mut first = Endpoint::waiting(one, token).await;
+    let mut second = Endpoint::waiting(other, token).await;
     first.established().await;
     second.established().await;
     (first, second)

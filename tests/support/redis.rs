@@ -127,6 +127,11 @@ impl Server {
         keys
     }
 
+    /// How many nodes have a lease.
+    pub async fn nodes(&self) -> usize {
+        self.keys().await.iter().filter(|key| key.contains("node:")).count()
+    }
+
     /// Keys of entries.
     pub async fn pairs(&self) -> Vec<String> {
         self.keys().await.into_iter().filter(|key| key.contains("pair:")).collect()

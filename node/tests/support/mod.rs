@@ -2,6 +2,7 @@
 
 #![allow(dead_code, unreachable_pub, missing_docs, reason = "each test file uses a part")]
 
+use std::fs;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -68,6 +69,20 @@ impl Running {
                 return line;
             }
         }
+    }
+
+    /// Where it listens for clients. To be asked once.
+    pub fn url(&self) -> String {
+        let line = self.line("listening on wss://");
+        format!("wss://{}", line.rsplit("wss://").next().expect("an address").trim())
+    }
+
+    /// Resident memory, in KiB.
+    pub fn resident(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.child.id());
+        let status = fs::read_to_string(path).expect("it runs");
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("a line");
+        line.split_whitespace().nth(1).expect("a number").parse().expect("a number")
     }
 
     pub fn signal(&self, name: &str) {
