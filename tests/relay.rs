@@ -233,7 +233,7 @@ async fn two_hundred_tunnels_at_once_do_not_mix() {
         .map(|number| {
             let node = std::sync::Arc::clone(&node);
             tokio::spawn(async move {
-                let (first, second) = tunnel(&node, &format!("token {number}")).await;
+                let (first, second) = tunnel(&*node, &format!("token {number}")).await;
                 tokio::join!(
                     exchange(first, number, number + 1000),
                     exchange(second, number + 1000, number)
