@@ -15,6 +15,7 @@ pub(crate) struct Pair {
     pub(crate) key: PathBuf,
 }
 
+#[derive(Clone, Copy)]
 pub(crate) enum Outcome {
     Kept,
     Made,
@@ -38,9 +39,9 @@ impl Pair {
             (false, true) => bail!("{key} is there, but {certificate} is not: remove or add one"),
             (false, false) => {}
         }
-        let made = make().with_context(|| format!("cannot make {certificate}"))?;
-        write(&self.key, &made.key, 0o600)?;
-        write(&self.certificate, &made.certificate, 0o644)?;
+        let pem = make().with_context(|| format!("cannot make {certificate}"))?;
+        write(&self.key, &pem.key, 0o600)?;
+        write(&self.certificate, &pem.certificate, 0o644)?;
         Ok(Outcome::Made)
     }
 
