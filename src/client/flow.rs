@@ -153,10 +153,11 @@ impl Flow {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), TunnelError>> {
-        if matches!(self.end, Some(Ok(()))) && self.is_delivered() {
-            return Poll::Ready(Ok(()));
+        match ready!(self.poll_ready(cx)) {
+            // It left, but not before everything had been taken.
+            Err(TunnelError::OtherLeft) if self.is_delivered() => return Poll::Ready(Ok(())),
+            ready => ready?,
         }
-        ready!(self.poll_ready(cx))?;
         if self.asked < self.sent {
             self.ask()?;
         }

@@ -168,8 +168,8 @@ async fn run(party: Box<Party>, shared: &Arc<Shared>) {
             Outcome::Met { first, partner, entry } => {
                 tunnel::of_the_waiting(first, partner, entry, shared).await;
             }
-            Outcome::Bridged { party, bridged, tunnel } => {
-                tunnel::of_the_claiming(party, bridged, tunnel, shared).await;
+            Outcome::Bridged { party, bridged, key, tunnel } => {
+                tunnel::of_the_claiming(party, bridged, (key, tunnel), shared).await;
             }
         }
     }

@@ -41,7 +41,7 @@ pub(super) enum Outcome {
     /// The partner came here.
     Met { first: Box<Party>, partner: Partner, entry: Entry },
     /// The partner was fetched from its node.
-    Bridged { party: Box<Party>, bridged: Bridged, tunnel: OfferId },
+    Bridged { party: Box<Party>, bridged: Bridged, key: PairingKey, tunnel: OfferId },
 }
 
 /// What is being waited for besides the client.
@@ -141,7 +141,10 @@ pub(super) async fn negotiate(mut party: Box<Party>, shared: &Arc<Shared>) -> Ou
                 busy = true;
                 let Stage::Bridging { claim, .. } = stage else { continue };
                 stage = match result {
-                    Ok(bridged) => return Outcome::Bridged { party, bridged, tunnel: claim.owner },
+                    Ok(bridged) => {
+                        let Claim { key, owner: tunnel, .. } = claim;
+                        return Outcome::Bridged { party, bridged, key, tunnel };
+                    }
                     Err(error) => not_bridged(&mut party, claim, &error, shared),
                 };
             }

@@ -14,8 +14,8 @@ use super::registry::Partner;
 use super::{Entry, Party, Shared, send};
 use crate::cluster::{Bridged, Refusal};
 use crate::ids::OfferId;
-use crate::protocol::{Action, Close, Profile};
-use crate::relay::{self, close_leg};
+use crate::protocol::{Action, Close, PairingKey, Profile};
+use crate::relay::{self, Report, Side, close_leg};
 use crate::transport::Leg;
 
 /// Runs the tunnel of an endpoint that has waited and the partner that was handed to it.
@@ -64,13 +64,17 @@ pub(super) async fn of_the_waiting(
 pub(super) async fn of_the_claiming(
     mut second: Box<Party>,
     mut first: Bridged,
-    tunnel: OfferId,
+    (key, tunnel): (PairingKey, OfferId),
     shared: &Arc<Shared>,
 ) {
     match introduce(&mut second, &first.profile, shared).await {
         Ok(()) => {
             info!(%tunnel, kind = "bridged", "tunnel established");
-            run(tunnel, &mut *first.leg, &mut *second.leg, None, shared).await;
+            let report = run(tunnel, &mut *first.leg, &mut *second.leg, None, shared).await;
+            if report.ended_by == Some(Side::First) && report.reason != Close::OtherLeft {
+                // Its node may be dead, and the key is not to be taken until its lease is over.
+                shared.rendezvous.release(key, tunnel);
+            }
         }
         Err(close) => {
             refuse(tunnel, close, &mut *second.leg, Some(&mut *first.leg), shared).await;
@@ -120,7 +124,7 @@ async fn run(
     second: &mut dyn Leg,
     entry: Option<Entry>,
     shared: &Shared,
-) {
+) -> Report {
     let since = Instant::now();
     let stop = shared.lifecycle.over().map(|()| Close::Draining);
     let patience = shared.timeouts.close;
@@ -139,4 +143,5 @@ async fn run(
         duration_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX),
         "tunnel ended"
     );
+    report
 }

@@ -39,9 +39,9 @@ impl Pair {
             (false, true) => bail!("{key} is there, but {certificate} is not: remove or add one"),
             (false, false) => {}
         }
-        let pair = make().with_context(|| format!("cannot make {certificate}"))?;
-        write(&self.key, &pair.key, 0o600)?;
-        write(&self.certificate, &pair.certificate, 0o644)?;
+        let pem = make().with_context(|| format!("cannot make {certificate}"))?;
+        write(&self.key, &pem.key, 0o600)?;
+        write(&self.certificate, &pem.certificate, 0o644)?;
         Ok(Outcome::Made)
     }
 

@@ -108,12 +108,15 @@ async fn send(
     loop {
         let read = match timeout(PAUSE, input.read(&mut buffer)).await {
             Ok(read) => read,
+            // Nothing to confirm, and no reason to notice that the other endpoint has left.
+            Err(_) if matches!(all, Sent::Nothing) => input.read(&mut buffer).await,
             Err(_) => match to_tunnel.flush().await {
                 Ok(()) => input.read(&mut buffer).await,
                 Err(error) => return Sent::TunnelFailed(error),
             },
         };
         let sent = match read {
+            Ok(0) if matches!(all, Sent::Nothing) => return all,
             Ok(0) => return to_tunnel.flush().await.map_or_else(Sent::TunnelFailed, |()| all),
             Ok(count) => to_tunnel.write_all(&buffer[..count]).await.map(|()| count),
             Err(error) => return Sent::InputFailed(error),
