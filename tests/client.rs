@@ -350,3 +350,19 @@ async fn a_bare_websocket_is_a_partner_like_any_other() {
     closed.expect("a normal end");
     assert_eq!(code, 1000);
 }
+
+#[tokio::test]
+async fn who_has_nothing_to_deliver_may_be_left() {
+    let node = node();
+    for _ in 0..20 {
+        let (mut receiver, mut sender) = pair(&node).await;
+        sender.write_all(b"x").await.expect("open");
+        let leaving = tokio::spawn(async move { sender.shutdown().await });
+        let mut byte = [0];
+        soon("the byte", receiver.read_exact(&mut byte)).await.expect("open");
+        // The goodbye comes while this is at it, or has come just before.
+        soon("flushing nothing", receiver.flush()).await.expect("nothing is missing");
+        soon("the goodbye", receiver.read_to_end(&mut Vec::new())).await.expect("in order");
+        soon("leaving", leaving).await.expect("no panic").expect("delivered");
+    }
+}

@@ -47,6 +47,13 @@ pub struct Ended {
     back: Pump,
 }
 
+impl Ended {
+    /// Whether it ended because this side was lost, and not because it said goodbye.
+    pub fn has_lost(&self, side: Side) -> bool {
+        matches!(&self.cause, Cause::Left(it, End::Lost(_)) if *it == side)
+    }
+}
+
 enum Cause {
     Left(Side, End),
     Stopped(Close),

@@ -15,7 +15,7 @@ use super::{Entry, Party, Shared, send};
 use crate::cluster::{Bridged, Refusal};
 use crate::ids::OfferId;
 use crate::protocol::{Action, Close, PairingKey, Profile};
-use crate::relay::{self, Report, Side, close_leg};
+use crate::relay::{self, Side, close_leg};
 use crate::transport::Leg;
 
 /// Runs the tunnel of an endpoint that has waited and the partner that was handed to it.
@@ -37,7 +37,7 @@ pub(super) async fn of_the_waiting(
             match told {
                 Ok(()) => {
                     info!(%tunnel, kind = "local", second = %second.id, "tunnel established");
-                    run(tunnel, &mut *first.leg, &mut *second.leg, Some(entry), shared).await;
+                    run(tunnel, &mut *first.leg, &mut *second.leg, Held::ByUs(entry), shared).await;
                 }
                 Err(close) => {
                     drop(entry);
@@ -49,7 +49,7 @@ pub(super) async fn of_the_waiting(
             Ok(()) => {
                 info!(%tunnel, kind = "bridged", "tunnel established");
                 let mut second = bridge.answer.accept(&profile);
-                run(tunnel, &mut *first.leg, &mut *second, Some(entry), shared).await;
+                run(tunnel, &mut *first.leg, &mut *second, Held::ByUs(entry), shared).await;
             }
             Err(close) => {
                 drop(entry);
@@ -70,11 +70,8 @@ pub(super) async fn of_the_claiming(
     match introduce(&mut second, &first.profile, shared).await {
         Ok(()) => {
             info!(%tunnel, kind = "bridged", "tunnel established");
-            let report = run(tunnel, &mut *first.leg, &mut *second.leg, None, shared).await;
-            if report.ended_by == Some(Side::First) && report.reason != Close::OtherLeft {
-                // Its node may be dead, and the key is not to be taken until its lease is over.
-                shared.rendezvous.release(key, tunnel);
-            }
+            let held = Held::ByOther(key);
+            run(tunnel, &mut *first.leg, &mut *second.leg, held, shared).await;
         }
         Err(close) => {
             refuse(tunnel, close, &mut *second.leg, Some(&mut *first.leg), shared).await;
@@ -117,20 +114,35 @@ async fn refuse(
     });
 }
 
+/// Whose entry in the rendezvous a tunnel has.
+enum Held {
+    /// Our endpoint waited for it.
+    ByUs(Entry),
+    /// The other node's endpoint did.
+    ByOther(PairingKey),
+}
+
 /// Relays until the tunnel ends, and says what it did.
 async fn run(
     tunnel: OfferId,
     first: &mut dyn Leg,
     second: &mut dyn Leg,
-    entry: Option<Entry>,
+    held: Held,
     shared: &Shared,
-) -> Report {
+) {
     let since = Instant::now();
     let stop = shared.lifecycle.over().map(|()| Close::Draining);
     let patience = shared.timeouts.close;
     let ended = relay::flow(first, second, stop, patience).await;
     // The key is free before the goodbyes are said: an endpoint may come back at once.
-    drop(entry);
+    match held {
+        Held::ByUs(entry) => drop(entry),
+        // Its node may be dead, and the key is not to be taken until its lease is over.
+        Held::ByOther(key) if ended.has_lost(Side::First) => {
+            shared.rendezvous.release(key, tunnel);
+        }
+        Held::ByOther(_) => {}
+    }
     let report = relay::finish(first, second, ended, patience).await;
     info!(
         %tunnel,
@@ -143,5 +155,4 @@ async fn run(
         duration_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX),
         "tunnel ended"
     );
-    report
 }
