@@ -10,9 +10,10 @@ mod support;
 
 use std::time::Duration;
 
-use cluster::endpoints::redis::until;
+use cluster::endpoints::cluster::Certificates;
+use cluster::endpoints::redis::{Server, until};
 use cluster::endpoints::{Endpoint, tunnel, tunnel_between};
-use cluster::{Cluster, pair, talk, waits, within};
+use cluster::{Cluster, pair, refused, talk, waits, within};
 use futures_util::SinkExt;
 use tokio_tungstenite::tungstenite::Message;
 
@@ -20,8 +21,9 @@ use tokio_tungstenite::tungstenite::Message;
 const AT_ONCE: Duration = Duration::from_secs(3);
 /// The lease of a node.
 const LEASE: Duration = Duration::from_secs(10);
-/// The lease, and the longest pause between two tries.
-const TAKEN_OVER: Duration = LEASE.saturating_add(Duration::from_secs(5));
+/// The lease, a call to a node that does not answer (3 s) and the pause after it (1 s), and some
+/// time for slow machines.
+const TAKEN_OVER: Duration = LEASE.saturating_add(Duration::from_secs(3 + 1 + 4));
 /// How long a bridge without a sign of life stands: an interval and its timeout.
 const SILENCE: Duration = Duration::from_secs(5 + 3 + 2);
 /// How long it takes to be back after Redis is: the longest pause between two tries, and to put
@@ -31,10 +33,6 @@ const RECOVERED: Duration = Duration::from_secs(5);
 /// The connection ends somehow, as its node has.
 async fn cut(endpoint: &mut Endpoint) {
     while let Some(Ok(_)) = endpoint.next().await {}
-}
-
-async fn refused(node: &cluster::Member, token: &str) {
-    Endpoint::waiting(node, token).await.closed_with(1008).await;
 }
 
 #[tokio::test]
@@ -252,6 +250,89 @@ async fn redis_may_be_frozen() {
         for token in ["bridged", "local", "apart", "before"] {
             refused(node, token).await;
         }
+    }
+}
+
+#[tokio::test]
+async fn redis_may_be_demoted_for_a_while() {
+    let cluster = Cluster::<2>::start().await;
+    let [a, b] = &cluster.nodes;
+    let (mut first, mut second) = tunnel_between(a, b, "bridged").await;
+    let mut before = Endpoint::waiting(a, "before").await;
+
+    let other = Server::start().await;
+    let port = other.port.to_string();
+    cluster.redis.ask::<()>(&["REPLICAOF", "127.0.0.1", &port]).await;
+    let (mut left, mut right) =
+        (Endpoint::waiting(a, "apart").await, Endpoint::waiting(b, "apart").await);
+    within(SILENCE, "unready", async {
+        for node in [a, b] {
+            until("unready", async || !node.is_ready().await).await;
+        }
+    })
+    .await;
+    within(AT_ONCE, "a tunnel of one node", pair(a, a, "together")).await;
+    talk(&mut first, &mut second).await;
+    for endpoint in [&mut before, &mut left, &mut right] {
+        waits(endpoint).await;
+    }
+
+    cluster.redis.ask::<()>(&["REPLICAOF", "NO", "ONE"]).await;
+    within(RECOVERED, "those that waited", async {
+        left.established().await;
+        right.established().await;
+        let mut partner = Endpoint::waiting(b, "before").await;
+        before.established().await;
+        partner.established().await;
+        for node in [a, b] {
+            until("ready", async || node.is_ready().await).await;
+        }
+    })
+    .await;
+    talk(&mut left, &mut right).await;
+    talk(&mut first, &mut second).await;
+    for node in [a, b] {
+        for token in ["bridged", "apart"] {
+            refused(node, token).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn sentinels_may_choose_another_redis() {
+    let mut master = Server::start().await;
+    let replica = Server::replica(master.port).await;
+    let sentinel = Server::sentinel(master.port).await;
+    let settings = [("SENTINELS", sentinel.url()), ("SENTINEL_MASTER", "main".into())];
+    let certificates = Certificates::new();
+    let [a, b] = &cluster::members(&certificates, &settings);
+    for node in [a, b] {
+        until("the node is ready", async || node.is_ready().await).await;
+    }
+    let (mut first, mut second) = tunnel_between(a, b, "bridged").await;
+    let mut before = Endpoint::waiting(a, "before").await;
+
+    master.kill();
+    let (mut left, mut right) =
+        (Endpoint::waiting(a, "apart").await, Endpoint::waiting(b, "apart").await);
+    within(SILENCE, "those that came meanwhile", async {
+        left.established().await;
+        right.established().await;
+    })
+    .await;
+    assert_eq!(replica.nodes().await, 2);
+    within(RECOVERED, "a partner for the one that waited", async {
+        let mut partner = Endpoint::waiting(b, "before").await;
+        before.established().await;
+        partner.established().await;
+        talk(&mut before, &mut partner).await;
+    })
+    .await;
+    talk(&mut left, &mut right).await;
+    talk(&mut first, &mut second).await;
+    for node in [a, b] {
+        refused(node, "bridged").await;
+        assert!(node.is_ready().await);
     }
 }
 

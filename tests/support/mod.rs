@@ -58,6 +58,12 @@ impl Listening for Node {
     }
 }
 
+impl<T: Listening> Listening for Arc<T> {
+    fn address(&self) -> SocketAddr {
+        T::address(self)
+    }
+}
+
 /// A TLS connection to a node, trusting any certificate.
 pub async fn tls(node: &impl Listening) -> TlsStream<TcpStream> {
     let tcp = soon("TCP", TcpStream::connect(node.address())).await.expect("TCP");

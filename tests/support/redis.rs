@@ -41,7 +41,18 @@ impl Server {
         server
     }
 
-    /// A sentinel that watches a master.
+    /// A replica, in sync with its master.
+    pub async fn replica(master: u16) -> Self {
+        let replica = Self::with(&format!("replicaof 127.0.0.1 {master}")).await;
+        until("the replica", async || {
+            let info: String = replica.ask(&["INFO", "replication"]).await;
+            info.contains("master_link_status:up")
+        })
+        .await;
+        replica
+    }
+
+    /// A sentinel that watches a master, and knows its one replica.
     pub async fn sentinel(master: u16) -> Self {
         let port = free_port();
         let config = format!(
@@ -50,6 +61,11 @@ impl Server {
         );
         let server = Self::spawn("redis-sentinel", port, &config);
         server.ready().await;
+        until("the sentinel knows the replica", async || {
+            let known: Vec<Vec<String>> = server.ask(&["SENTINEL", "REPLICAS", "main"]).await;
+            known.len() == 1
+        })
+        .await;
         server
     }
 

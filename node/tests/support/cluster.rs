@@ -154,6 +154,11 @@ async fn insisting(node: &impl Listening, token: &str) -> Endpoint {
     }
 }
 
+/// Two endpoints have this token, and a third one gets nowhere.
+pub async fn refused(node: &impl Listening, token: &str) {
+    Endpoint::waiting(node, token).await.closed_with(1008).await;
+}
+
 /// Something must be done by then.
 pub async fn within<T>(limit: Duration, what: &str, future: impl Future<Output = T>) -> T {
     let since = Instant::now();
