@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::time::{Sleep, sleep, sleep_until};
 use tracing::{debug, info, warn};
 
@@ -48,10 +48,25 @@ pub(super) enum Outcome {
 enum Stage {
     Greeting,
     Authenticating(BoxFuture<'static, auth::Verdict>),
-    Offering { entry: Entry, partner: Coming, answer: BoxFuture<'static, Answer> },
-    Waiting { entry: Entry, partner: Coming, lost: BoxFuture<'static, ()> },
-    Bridging { claim: Claim, call: BoxFuture<'static, Result<Bridged, BridgeError>> },
-    Retrying { key: PairingKey, pause: Pin<Box<Sleep>> },
+    Offering {
+        entry: Entry,
+        partner: Coming,
+        answer: BoxFuture<'static, Answer>,
+        epoch: watch::Receiver<u64>,
+    },
+    Waiting {
+        entry: Entry,
+        partner: Coming,
+        lost: BoxFuture<'static, ()>,
+    },
+    Bridging {
+        claim: Claim,
+        call: BoxFuture<'static, Result<Bridged, BridgeError>>,
+    },
+    Retrying {
+        key: PairingKey,
+        pause: Pin<Box<Sleep>>,
+    },
 }
 
 type Coming = oneshot::Receiver<Partner>;
@@ -133,8 +148,7 @@ pub(super) async fn negotiate(mut party: Box<Party>, shared: &Arc<Shared>) -> Ou
             }
             Event::EntryLost => {
                 if let Stage::Waiting { entry, partner, .. } = stage {
-                    let answer = Arc::clone(&shared.rendezvous).offer(entry.offer);
-                    stage = Stage::Offering { entry, partner, answer };
+                    stage = put_up(entry, partner, shared);
                 }
             }
             Event::Bridge(result) => {
@@ -243,8 +257,14 @@ fn offer(key: PairingKey, shared: &Arc<Shared>) -> Stage {
     let offer = Offer::new(key);
     let partner = shared.registry.register(offer);
     let entry = Entry { offer, shared: Arc::clone(shared) };
-    let answer = Arc::clone(&shared.rendezvous).offer(offer);
-    Stage::Offering { entry, partner, answer }
+    put_up(entry, partner, shared)
+}
+
+/// Puts an offer up, maybe again. What is lost from now on is noticed: also before the answer.
+fn put_up(entry: Entry, partner: Coming, shared: &Arc<Shared>) -> Stage {
+    let epoch = shared.rendezvous.epoch();
+    let answer = Arc::clone(&shared.rendezvous).offer(entry.offer);
+    Stage::Offering { entry, partner, answer, epoch }
 }
 
 enum Next {
@@ -260,12 +280,11 @@ fn answered(
     looked_twice: &mut bool,
     shared: &Arc<Shared>,
 ) -> Next {
-    let Stage::Offering { entry, mut partner, .. } = stage else {
+    let Stage::Offering { entry, mut partner, mut epoch, .. } = stage else {
         return Next::Stage(party, stage);
     };
     if answer == Answer::Wait {
         debug!("waiting for the other endpoint");
-        let mut epoch = shared.rendezvous.epoch();
         let lost = async move {
             if epoch.changed().await.is_err() {
                 std::future::pending::<()>().await;
