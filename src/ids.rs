@@ -28,7 +28,7 @@ impl fmt::Display for ConnectionId {
 /// One endpoint's offer to be paired: random, so that it never repeats, on any node.
 ///
 /// A tunnel bears the id of the offer that waited for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct OfferId(Uuid);
 
 impl OfferId {

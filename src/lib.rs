@@ -14,9 +14,11 @@
 
 pub mod ids;
 pub mod protocol;
+pub mod trace_parent;
 
 pub mod config;
 pub mod lifecycle;
+pub mod observability;
 
 pub mod auth;
 pub mod rendezvous;

@@ -1,13 +1,19 @@
 //! The life of a node: running, draining, over. Everything that runs belongs to one
 //! [`Lifecycle`] and listens to it.
 
+use std::sync::Arc;
+
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// Shared by all tasks of a node.
 #[derive(Clone, Debug, Default)]
 pub struct Lifecycle {
-    draining: CancellationToken,
+    /// Whether endpoints are sent elsewhere.
+    draining: Arc<watch::Sender<bool>>,
+    /// The drain is the last one.
+    ending: CancellationToken,
     over: CancellationToken,
     tasks: TaskTracker,
 }
@@ -18,26 +24,50 @@ impl Lifecycle {
         self.tasks.spawn(task);
     }
 
+    /// No new tunnels until [`Lifecycle::undrain`]; those that stand go on.
+    pub fn drain(&self) {
+        self.draining.send_replace(true);
+    }
+
+    /// Back to normal. False if the node is ending: from that there is no way back.
+    pub fn undrain(&self) -> bool {
+        self.draining.send_replace(self.ending.is_cancelled());
+        !self.ending.is_cancelled()
+    }
+
     /// No new tunnels from now on; those that stand go on.
-    pub fn begin_drain(&self) {
-        self.draining.cancel();
+    pub fn begin_end(&self) {
+        self.ending.cancel();
+        self.drain();
         self.tasks.close();
     }
 
     /// Standing tunnels must end, too.
     pub fn end(&self) {
-        self.begin_drain();
+        self.begin_end();
         self.over.cancel();
     }
 
     /// Done when the node drains.
     pub async fn draining(&self) {
-        self.draining.cancelled().await;
+        let mut draining = self.draining.subscribe();
+        // Fails only without a sender, and that is here.
+        let _drained = draining.wait_for(|draining| *draining).await;
     }
 
     /// Whether the node drains.
     pub fn is_draining(&self) -> bool {
-        self.draining.is_cancelled()
+        *self.draining.borrow()
+    }
+
+    /// Done when the node takes nothing new any more, for good.
+    pub async fn ending(&self) {
+        self.ending.cancelled().await;
+    }
+
+    /// Whether the node takes nothing new any more, for good.
+    pub fn is_ending(&self) -> bool {
+        self.ending.is_cancelled()
     }
 
     /// Done when tunnels must end.
@@ -45,8 +75,23 @@ impl Lifecycle {
         self.over.cancelled().await;
     }
 
-    /// Done when the node drains and its last task has ended.
+    /// Done when the node ends and its last task has ended.
     pub async fn all_done(&self) {
         self.tasks.wait().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_drain_can_be_taken_back_unless_the_node_ends() {
+        let lifecycle = Lifecycle::default();
+        lifecycle.drain();
+        assert!(lifecycle.is_draining());
+        assert!(lifecycle.undrain() && !lifecycle.is_draining());
+        lifecycle.begin_end();
+        assert!(!lifecycle.undrain() && lifecycle.is_draining());
     }
 }

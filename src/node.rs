@@ -351,7 +351,7 @@ impl Node {
     /// ends, what is left of this node in Redis is removed, and admin ends last.
     pub async fn drain(&self) {
         let lifecycle = &self.shared.lifecycle;
-        lifecycle.begin_drain();
+        lifecycle.begin_end();
         info!(grace = ?self.grace, "draining");
         if timeout(self.grace, lifecycle.all_done()).await.is_err() {
             lifecycle.end();
@@ -382,7 +382,7 @@ async fn accept_all(listener: TcpListener, shared: Arc<Shared>) {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = lifecycle.draining() => return,
+            () = lifecycle.ending() => return,
         };
         match accepted {
             Ok((tcp, client_addr)) => {

@@ -42,6 +42,8 @@ pub struct Config {
     pub admin: Admin,
     /// What is logged, and where.
     pub log: Log,
+    /// Traces and metrics.
+    pub telemetry: Telemetry,
 }
 
 /// `server.*`
@@ -215,8 +217,18 @@ pub struct Bridge {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Admin {
-    /// Where `/healthz` and `/readyz` are answered, if anywhere.
+    /// Where operators are answered, if anywhere.
     pub listen: Option<SocketAddr>,
+    /// What they must show; without, other machines get no more than health and metrics.
+    pub token: Option<Secret>,
+    /// A file with that token.
+    pub token_file: Option<PathBuf>,
+    /// PEM file with the certificate chain, for `https://`.
+    pub certificate: Option<PathBuf>,
+    /// PEM file with its key.
+    pub certificate_key: Option<PathBuf>,
+    /// Stay ready while Redis is away.
+    pub ready_without_redis: bool,
 }
 
 /// `log.*`
@@ -227,6 +239,51 @@ pub struct Log {
     pub file: Option<PathBuf>,
     /// What to log, as in `info,nymea_remoteproxy=debug`; wins over `-v`.
     pub filter: Option<String>,
+}
+
+/// `telemetry.*`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Telemetry {
+    /// Off: nothing is counted, timed or traced.
+    pub enabled: bool,
+    /// The URL of a collector that takes OTLP.
+    pub endpoint: Option<String>,
+    /// How it takes it.
+    pub protocol: OtlpProtocol,
+    /// Send it traces.
+    pub traces: bool,
+    /// Send it metrics.
+    pub metrics: bool,
+    /// The share of connections that are traced, from 0 to 1.
+    pub sample: f64,
+    /// Also trace those whose client wants it (`traceparent` with the flag `sampled`).
+    pub follow_clients: bool,
+}
+
+/// The transports of OTLP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OtlpProtocol {
+    /// gRPC, usually on port 4317.
+    #[default]
+    Grpc,
+    /// Protobuf over HTTP, usually on port 4318.
+    Http,
+}
+
+impl Default for Telemetry {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            endpoint: None,
+            protocol: OtlpProtocol::Grpc,
+            traces: true,
+            metrics: true,
+            sample: 1.0,
+            follow_clients: true,
+        }
+    }
 }
 
 impl Default for Server {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use url::Url;
 
-use super::{Config, ConfigError, Fault, Redis, Secret};
+use super::{Admin, Config, ConfigError, Fault, Redis, Secret, Telemetry};
 
 const MAX_MESSAGE_SIZE: usize = 1 << 30;
 const MAX_COUNT: usize = 1_000_000_000;
@@ -29,6 +29,8 @@ impl Config {
         faults.tls(self);
         faults.authentication(self);
         faults.redis(&self.redis);
+        faults.admin(&self.admin);
+        faults.telemetry(&self.telemetry);
         faults.0
     }
 }
@@ -59,6 +61,9 @@ impl Faults {
             ("redis.url_file", &config.redis.url_file),
             ("redis.ca", &config.redis.ca),
             ("log.file", &config.log.file),
+            ("admin.token_file", &config.admin.token_file),
+            ("admin.certificate", &config.admin.certificate),
+            ("admin.certificate_key", &config.admin.certificate_key),
         ] {
             if file.as_ref().is_some_and(|file| file.as_os_str().is_empty()) {
                 self.add(key, "must not be empty, expected the path of a file");
@@ -147,6 +152,36 @@ impl Faults {
                     self.add("authentication.server", needs_authentication(address));
                 }
             }
+        }
+    }
+}
+
+/// Operators, and what is told to them.
+impl Faults {
+    fn admin(&mut self, admin: &Admin) {
+        if admin.token.is_some() && admin.token_file.is_some() {
+            self.add("admin.token_file", "give either this or admin.token, not both");
+        }
+        if admin.token.as_ref().is_some_and(|token| token.reveal().trim().is_empty()) {
+            self.add("admin.token", "must not be empty");
+        }
+        match (&admin.certificate, &admin.certificate_key) {
+            (Some(_), None) => {
+                self.add("admin.certificate_key", "missing: a certificate needs its key");
+            }
+            (None, Some(_)) => {
+                self.add("admin.certificate", "missing: a key needs its certificate");
+            }
+            (Some(_), Some(_)) | (None, None) => {}
+        }
+    }
+
+    fn telemetry(&mut self, telemetry: &Telemetry) {
+        if telemetry.endpoint.as_ref().is_some_and(|endpoint| !is_http(endpoint)) {
+            self.add("telemetry.endpoint", "expected a URL such as http://collector:4317");
+        }
+        if !(0.0..=1.0).contains(&telemetry.sample) {
+            self.add("telemetry.sample", "expected a number from 0 to 1");
         }
     }
 }

@@ -12,6 +12,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::ids::OfferId;
@@ -79,6 +80,36 @@ pub enum Home {
         /// The secret of the offer.
         secret: Secret,
     },
+}
+
+/// A node of a cluster, as it describes itself in its lease.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeInfo {
+    /// Its id; new for each start.
+    pub node: String,
+    /// Its name.
+    pub name: String,
+    /// Where other nodes reach its bridge, `host:port`.
+    pub address: String,
+    /// The version of its program.
+    pub version: String,
+    /// When it started (RFC 3339).
+    pub started: String,
+    /// What it was doing when it last refreshed its lease.
+    #[serde(default)]
+    pub load: Load,
+}
+
+/// What a node is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Load {
+    /// Connections of clients.
+    pub connections: usize,
+    /// Tunnels; bridged ones count on both nodes.
+    pub tunnels: usize,
+    /// It sends new clients elsewhere.
+    pub draining: bool,
 }
 
 /// Decides, in one atomic step, which two offers belong together.

@@ -1,0 +1,68 @@
+//! What a node tells of itself: [`metrics`], [`trace`]s, its [`Tunnels`] and a [`Journal`] of recent
+//! events. The only place that knows OpenTelemetry.
+//!
+//! All of it belongs to one node, not to the process. Nothing here ever sees a token, a nonce or
+//! payload; names, UUIDs and addresses are in traces and in the list of tunnels, never in metrics.
+
+mod journal;
+pub mod metrics;
+mod otlp;
+mod process;
+pub mod trace;
+mod tunnels;
+
+use std::sync::Arc;
+
+pub use self::journal::{Event, EventKind, Journal};
+pub use self::metrics::Metrics;
+use self::otlp::Exporters;
+pub use self::otlp::TelemetryError;
+pub use self::trace::Tracer;
+pub use self::tunnels::{
+    Endpoint, Kind, Meter, Traffic, TunnelFacts, TunnelGuard, TunnelRecord, Tunnels,
+};
+
+use crate::config;
+use crate::ids::NodeId;
+
+/// All that a node tells of itself. Cheap to clone.
+#[derive(Clone)]
+pub struct Telemetry {
+    /// Counts and times.
+    pub metrics: Arc<Metrics>,
+    /// Spans.
+    pub tracer: Tracer,
+    /// The tunnels that stand.
+    pub tunnels: Arc<Tunnels>,
+    /// What happened lately.
+    pub journal: Arc<Journal>,
+}
+
+impl Telemetry {
+    /// Nothing is told yet. With an endpoint in the settings or in the environment, traces and
+    /// metrics go there from now on.
+    pub fn start(
+        settings: &config::Telemetry,
+        node: &NodeId,
+        name: &str,
+    ) -> Result<Self, TelemetryError> {
+        let tunnels = Arc::new(Tunnels::default());
+        let exporters = Exporters::new(settings, node, name)?;
+        let metrics = Metrics::new(settings.enabled, exporters.metrics, &exporters.resource);
+        metrics.observe_tunnels(&tunnels);
+        process::observe(&metrics);
+        let tracer = Tracer::new(exporters.spans, &exporters.resource, Arc::clone(&metrics));
+        Ok(Self { metrics, tracer, tunnels, journal: Arc::default() })
+    }
+
+    /// Looks at the runtime as long as it is polled.
+    pub async fn watch(&self) {
+        process::watch_loop(&self.metrics).await;
+    }
+
+    /// Sends what has not been sent yet, for a few seconds at most. Blocks.
+    pub fn flush(&self) {
+        self.tracer.shutdown();
+        self.metrics.shutdown();
+    }
+}

@@ -1,0 +1,51 @@
+//! What the process costs its machine, by the names of the OpenTelemetry semantic conventions.
+
+use std::time::{Duration, Instant};
+
+use procfs::process::{LimitValue, Process};
+
+use super::Metrics;
+
+/// How often the runtime is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Adds the process's own metrics.
+pub(super) fn observe(metrics: &Metrics) {
+    let started = Instant::now();
+    metrics.observe(("process.memory.usage", "By"), "Resident memory", || {
+        let pages = Process::myself().ok()?.statm().ok()?.resident;
+        Some(float(pages * procfs::page_size()))
+    });
+    metrics.observe_total(("process.cpu.time", "s"), "Time on the processors", || {
+        let stat = Process::myself().and_then(|process| process.stat());
+        stat.map_or(0.0, |stat| float(stat.utime + stat.stime) / float(procfs::ticks_per_second()))
+    });
+    metrics.observe(("process.unix.file_descriptor.count", ""), "Open file descriptors", || {
+        Some(float(Process::myself().ok()?.fd_count().ok()? as u64))
+    });
+    metrics.observe(
+        ("remoteproxy.file_descriptors.limit", ""),
+        "File descriptors that may be open",
+        || match Process::myself().ok()?.limits().ok()?.max_open_files.soft_limit {
+            LimitValue::Value(limit) => Some(float(limit)),
+            LimitValue::Unlimited => None,
+        },
+    );
+    metrics.observe(("process.uptime", "s"), "Time since the start", move || {
+        Some(started.elapsed().as_secs_f64())
+    });
+}
+
+/// Looks at the runtime as long as it is polled.
+pub(super) async fn watch_loop(metrics: &Metrics) {
+    loop {
+        let due = Instant::now() + LOOK_EVERY;
+        tokio::time::sleep_until(due.into()).await;
+        metrics.loop_lag(due.elapsed());
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "2^53 bytes are enough for everybody")]
+fn float(value: u64) -> f64 {
+    value as f64
+}

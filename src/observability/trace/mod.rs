@@ -1,0 +1,126 @@
+//! Spans. Nothing is open while it lasts: who does something keeps its [`TraceParent`] and when it
+//! began, and when it is done it is told here as a whole. So a connection that waits for hours
+//! costs no more than these, and what is not sampled costs nothing.
+//!
+//! Three traces make a tunnel: one of each connection (or the client's own, if it says so), and
+//! one of the tunnel, on all nodes it touches, linked to both. See `steps` for what is in them.
+
+mod steps;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use opentelemetry::trace::{
+    Link, SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState,
+};
+use opentelemetry::{InstrumentationScope, KeyValue};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::trace::{
+    BatchSpanProcessor, SpanData, SpanEvents, SpanLinks, SpanProcessor,
+};
+use tracing::debug;
+
+use super::Metrics;
+use super::otlp::{Sampling, SpanExporting, Watched};
+use crate::trace_parent::TraceParent;
+
+pub use self::steps::{Attaching, Bridging, ConnectionTrace, Ended, Setup};
+
+/// How long the last spans may take at the end.
+const FLUSH: Duration = Duration::from_secs(3);
+
+/// Tells a collector of spans, if there is one. Cheap to clone.
+#[derive(Clone)]
+pub struct Tracer(Option<Arc<Inner>>);
+
+struct Inner {
+    /// Its queue is bounded; what does not fit is dropped.
+    batch: BatchSpanProcessor,
+    scope: InstrumentationScope,
+    sampling: Sampling,
+}
+
+/// Something that was done.
+struct Span {
+    me: TraceParent,
+    parent: Option<TraceParent>,
+    name: &'static str,
+    kind: SpanKind,
+    began: Instant,
+    ended: Instant,
+    links: Vec<TraceParent>,
+    facts: Vec<KeyValue>,
+    /// The class of what went wrong, if anything did.
+    error: Option<&'static str>,
+}
+
+impl Tracer {
+    pub(super) fn new(
+        exporting: Option<SpanExporting>,
+        resource: &Resource,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self(exporting.map(|SpanExporting { exporter, sampling, collector }| {
+            let exporter = Watched { exporter, collector, metrics };
+            let mut batch = BatchSpanProcessor::builder(exporter).build();
+            batch.set_resource(resource);
+            let scope = InstrumentationScope::builder("nymea-remoteproxy")
+                .with_version(env!("CARGO_PKG_VERSION"))
+                .build();
+            Arc::new(Inner { batch, scope, sampling })
+        }))
+    }
+
+    /// Tells nobody.
+    pub fn off() -> Self {
+        Self(None)
+    }
+
+    /// The place of a new connection in its client's trace, or in one of its own.
+    pub fn connection(&self, client: Option<TraceParent>) -> Option<TraceParent> {
+        let Some(inner) = &self.0 else {
+            return client.map(|client| TraceParent { sampled: false, ..client.child() });
+        };
+        let me = client.map_or_else(|| TraceParent::new(false), TraceParent::child);
+        let sampled = inner.sampling.wants(me, client.is_some_and(|client| client.sampled));
+        Some(TraceParent { sampled, ..me })
+    }
+
+    fn tell(&self, span: Span) {
+        let Some(inner) = self.0.as_ref().filter(|_| span.me.sampled) else { return };
+        let (now, instant) = (SystemTime::now(), Instant::now());
+        let wall = |at: Instant| now - instant.saturating_duration_since(at);
+        let mut links = SpanLinks::default();
+        links.links =
+            span.links.into_iter().map(|to| Link::new(context(to, true), Vec::new(), 0)).collect();
+        inner.batch.on_end(SpanData {
+            span_context: context(span.me, false),
+            parent_span_id: span.parent.map_or(SpanId::INVALID, |parent| SpanId::from(parent.span)),
+            parent_span_is_remote: false,
+            span_kind: span.kind,
+            name: span.name.into(),
+            start_time: wall(span.began),
+            end_time: wall(span.ended),
+            attributes: span.facts,
+            dropped_attributes_count: 0,
+            events: SpanEvents::default(),
+            links,
+            status: span.error.map_or(Status::Unset, Status::error),
+            instrumentation_scope: inner.scope.clone(),
+        });
+    }
+
+    pub(super) fn shutdown(&self) {
+        if let Some(inner) = &self.0
+            && let Err(error) = inner.batch.shutdown_with_timeout(FLUSH)
+        {
+            debug!(%error, "the last spans were not sent");
+        }
+    }
+}
+
+fn context(of: TraceParent, is_remote: bool) -> SpanContext {
+    let flags = if of.sampled { TraceFlags::SAMPLED } else { TraceFlags::NOT_SAMPLED };
+    let (trace, span) = (TraceId::from(of.trace), SpanId::from(of.span));
+    SpanContext::new(trace, span, flags, is_remote, TraceState::NONE)
+}

@@ -1,0 +1,265 @@
+//! The tunnels that stand on a node, with what goes through them; and what went through those that
+//! have ended.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Instant, SystemTime};
+
+use tokio_util::sync::CancellationToken;
+
+use super::Metrics;
+use super::metrics::TunnelGauge;
+use crate::ids::{ConnectionId, OfferId};
+use crate::protocol::{Close, Profile};
+
+/// Where a tunnel's endpoints are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Both here.
+    Local,
+    /// One here, one on another node.
+    Bridged,
+}
+
+impl Kind {
+    /// All kinds.
+    pub const ALL: [Self; 2] = [Self::Local, Self::Bridged];
+
+    /// One lower-case word.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Bridged => "bridged",
+        }
+    }
+}
+
+/// One end of a tunnel.
+#[derive(Clone, Debug)]
+pub enum Endpoint {
+    /// On this node.
+    Here {
+        /// Its connection.
+        connection: ConnectionId,
+        /// Where it comes from.
+        client_addr: SocketAddr,
+        /// What it says of itself.
+        profile: Profile,
+    },
+    /// On another node.
+    There {
+        /// That node's name, if it says so.
+        node: String,
+        /// What the endpoint says of itself.
+        profile: Profile,
+    },
+}
+
+impl Endpoint {
+    /// What it says of itself.
+    pub fn profile(&self) -> &Profile {
+        match self {
+            Self::Here { profile, .. } | Self::There { profile, .. } => profile,
+        }
+    }
+}
+
+/// What is known of a tunnel when it begins.
+#[derive(Clone, Debug)]
+pub struct TunnelFacts {
+    /// Its id, the same on both nodes.
+    pub id: OfferId,
+    /// Where its endpoints are.
+    pub kind: Kind,
+    /// The endpoint that waited.
+    pub first: Endpoint,
+    /// The endpoint that came to it.
+    pub second: Endpoint,
+}
+
+impl TunnelFacts {
+    /// `1`, `2`, or `mixed` if its endpoints are of different generations.
+    pub fn generation(&self) -> &'static str {
+        use crate::protocol::Generation::{One, Two};
+        match (self.first.profile().generation, self.second.profile().generation) {
+            (One, One) => "1",
+            (Two, Two) => "2",
+            (One, Two) | (Two, One) => "mixed",
+        }
+    }
+}
+
+/// What went through a tunnel so far. Written by the tunnel's task alone.
+#[derive(Debug, Default)]
+pub struct Meter {
+    bytes: [AtomicU64; 2],
+    messages: [AtomicU64; 2],
+}
+
+/// The number of bytes and messages in one direction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Payload bytes.
+    pub bytes: u64,
+    /// Complete messages.
+    pub messages: u64,
+}
+
+impl Meter {
+    /// Sets what went from the first endpoint to the second one, and back.
+    pub fn set(&self, forth: Traffic, back: Traffic) {
+        for (index, traffic) in [forth, back].into_iter().enumerate() {
+            self.bytes[index].store(traffic.bytes, Ordering::Relaxed);
+            self.messages[index].store(traffic.messages, Ordering::Relaxed);
+        }
+    }
+
+    /// What went from the first endpoint to the second one, and back.
+    pub fn get(&self) -> [Traffic; 2] {
+        [0, 1].map(|index| Traffic {
+            bytes: self.bytes[index].load(Ordering::Relaxed),
+            messages: self.messages[index].load(Ordering::Relaxed),
+        })
+    }
+}
+
+/// A tunnel that stands.
+#[derive(Debug)]
+pub struct TunnelRecord {
+    /// What is known of it.
+    pub facts: TunnelFacts,
+    /// Since when it stands.
+    pub since: SystemTime,
+    /// What goes through it.
+    pub meter: Meter,
+    began: Instant,
+    close: CancellationToken,
+}
+
+/// See the module.
+#[derive(Default)]
+pub struct Tunnels {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    standing: BTreeMap<OfferId, Arc<TunnelRecord>>,
+    /// By kind, and then forth and back.
+    ended: [[Traffic; 2]; 2],
+}
+
+impl Tunnels {
+    /// A tunnel begins; it stands until the guard is dropped.
+    pub fn begin(self: &Arc<Self>, facts: TunnelFacts, metrics: &Arc<Metrics>) -> TunnelGuard {
+        let gauge = metrics.tunnel(facts.kind, facts.generation());
+        let id = facts.id;
+        let record = Arc::new(TunnelRecord {
+            facts,
+            since: SystemTime::now(),
+            meter: Meter::default(),
+            began: Instant::now(),
+            close: CancellationToken::new(),
+        });
+        self.state().standing.insert(id, Arc::clone(&record));
+        TunnelGuard { record, tunnels: Arc::clone(self), gauge, reason: Close::Fault }
+    }
+
+    /// Up to `count` tunnels that `wanted` wants, in the order of their ids and behind `after`.
+    pub fn list(
+        &self,
+        after: Option<OfferId>,
+        count: usize,
+        wanted: impl Fn(&TunnelRecord) -> bool,
+    ) -> Vec<Arc<TunnelRecord>> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let state = self.state();
+        let from = after.map_or(Unbounded, Excluded);
+        let behind = state.standing.range((from, Unbounded)).map(|(_, record)| record);
+        behind.filter(|record| wanted(record)).take(count).cloned().collect()
+    }
+
+    /// The tunnel with this id, if it stands.
+    pub fn get(&self, id: OfferId) -> Option<Arc<TunnelRecord>> {
+        self.state().standing.get(&id).cloned()
+    }
+
+    /// How many stand.
+    pub fn len(&self) -> usize {
+        self.state().standing.len()
+    }
+
+    /// Whether none stands.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Ends a tunnel. False if there is none with this id.
+    pub fn close(&self, id: OfferId) -> bool {
+        self.state().standing.get(&id).map(|record| record.close.cancel()).is_some()
+    }
+
+    /// What went through all tunnels there were, by kind, and then forth and back.
+    pub fn traffic(&self) -> [(Kind, [Traffic; 2]); 2] {
+        let state = self.state();
+        let mut sums = state.ended;
+        for record in state.standing.values() {
+            add(&mut sums[record.facts.kind as usize], record.meter.get());
+        }
+        Kind::ALL.map(|kind| (kind, sums[kind as usize]))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Each change is a single step: what a panicking thread left behind is in order.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn add(sums: &mut [Traffic; 2], more: [Traffic; 2]) {
+    for (sum, more) in sums.iter_mut().zip(more) {
+        sum.bytes += more.bytes;
+        sum.messages += more.messages;
+    }
+}
+
+/// Keeps a tunnel in the list.
+pub struct TunnelGuard {
+    record: Arc<TunnelRecord>,
+    tunnels: Arc<Tunnels>,
+    gauge: TunnelGauge,
+    reason: Close,
+}
+
+impl TunnelGuard {
+    /// What is known of it.
+    pub fn record(&self) -> &TunnelRecord {
+        &self.record
+    }
+
+    /// Since when it stands.
+    pub fn began(&self) -> Instant {
+        self.record.began
+    }
+
+    /// Done when an operator wants it to end.
+    pub fn is_unwanted(&self) -> impl Future<Output = ()> + use<> {
+        self.record.close.clone().cancelled_owned()
+    }
+
+    /// Says why it ends.
+    pub fn ends(&mut self, reason: Close) {
+        self.reason = reason;
+    }
+}
+
+impl Drop for TunnelGuard {
+    fn drop(&mut self) {
+        self.gauge.ended(self.reason.class(), self.record.began.elapsed());
+        let TunnelRecord { facts, meter, .. } = &*self.record;
+        let mut state = self.tunnels.state();
+        state.standing.remove(&facts.id);
+        add(&mut state.ended[facts.kind as usize], meter.get());
+    }
+}
