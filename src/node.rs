@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use thiserror::Error;
@@ -23,9 +23,10 @@ use crate::cluster::tls::{BridgeTls, BridgeTlsError};
 use crate::config::{self, Config};
 use crate::ids::NodeId;
 use crate::lifecycle::Lifecycle;
+use crate::observability::{Telemetry, TelemetryError};
 use crate::protocol::ServerInfo;
 use crate::rendezvous::redis::{
-    Health, NodeFacts, Pace, RedisRendezvous, SetupError as RedisError,
+    Health, LoadOf, NodeFacts, Pace, RedisRendezvous, SetupError as RedisError,
 };
 use crate::rendezvous::{MemoryRendezvous, Rendezvous};
 use crate::session::{self, Shared};
@@ -77,6 +78,9 @@ pub enum StartError {
     /// Redis.
     #[error(transparent)]
     Redis(#[from] RedisError),
+    /// Traces and metrics.
+    #[error(transparent)]
+    Telemetry(#[from] TelemetryError),
 }
 
 fn advice(error: &io::Error, option: &str) -> String {
@@ -178,15 +182,22 @@ impl Prepared {
         let admin = config.admin.listen.map(|address| listen_on(address, "admin.listen"));
         let admin = admin.transpose()?;
         let lifecycle = Lifecycle::default();
+        let id = NodeId::started(&config.node.name);
+        let name: Arc<str> = config.node.name.as_str().into();
+        let telemetry = Telemetry::start(&config.telemetry, &id, &name)?;
+        // The sessions are made last, but Redis is told from the start what they are doing.
+        let sessions: Arc<OnceLock<Weak<Shared>>> = Arc::default();
         let cluster = if config.redis.is_given() {
             let (bridge, address) = listen_on(config.bridge.listen, "bridge.listen")?;
             let rendezvous = RedisRendezvous::start(
                 &config.redis,
                 NodeFacts {
-                    id: NodeId::started(&config.node.name),
+                    id,
                     name: config.node.name.clone(),
                     bridge_address: advertised(&config.bridge, address),
                     waiting: config.timeouts.waiting,
+                    load: Some(load_of(&sessions)),
+                    telemetry: Some(telemetry.clone()),
                 },
                 Pace::default(),
             )?;
@@ -200,17 +211,20 @@ impl Prepared {
             Some((_, _, rendezvous)) => Arc::clone(rendezvous) as _,
             None => Arc::new(MemoryRendezvous::default()),
         };
-        let peers =
-            cluster.as_ref().map(|_| Peers::new(bridge_tls.clone(), stalled, lifecycle.clone()));
+        let peers = cluster.as_ref().map(|_| {
+            let (tls, metrics) = (bridge_tls.clone(), Arc::clone(&telemetry.metrics));
+            Peers::new(Arc::clone(&name), tls, stalled, lifecycle.clone(), metrics)
+        });
         let shared = Arc::new(Shared::new(
             WebSocketTransport::new(tls.as_ref(), patience),
             authenticator,
             rendezvous,
             peers,
             ServerInfo { name: config.server.name, version: env!("CARGO_PKG_VERSION").into() },
-            lifecycle.clone(),
+            (lifecycle.clone(), telemetry.clone()),
             (config.timeouts, config.limits),
         ));
+        sessions.get_or_init(|| Arc::downgrade(&shared));
         lifecycle.spawn(accept_all(listener, Arc::clone(&shared)));
         let mut node = Node {
             shared: Arc::clone(&shared),
@@ -225,10 +239,20 @@ impl Prepared {
         };
         if let Some((bridge, address, redis)) = cluster {
             let attach = Arc::clone(&shared) as _;
-            let service = BridgeService { attach, stalled, lifecycle: lifecycle.clone() };
+            let service = BridgeService {
+                attach,
+                node: name,
+                metrics: Arc::clone(&telemetry.metrics),
+                stalled,
+                lifecycle: lifecycle.clone(),
+            };
             node.serve(cluster::server::serve(service, bridge, bridge_tls));
             (node.bridge_addr, node.redis) = (Some(address), Some(redis));
         }
+        node.serve({
+            let telemetry = telemetry.clone();
+            async move { telemetry.watch().await }
+        });
         if let Some((listener, address)) = admin {
             let health = node.redis.as_ref().map(|redis| redis.health());
             node.serve(admin::serve(listener, readiness(lifecycle, health)));
@@ -240,6 +264,15 @@ impl Prepared {
     fn scheme(&self) -> &'static str {
         if self.tls.is_some() { "wss" } else { "ws" }
     }
+}
+
+/// What the sessions are doing, once there are any.
+fn load_of(sessions: &Arc<OnceLock<Weak<Shared>>>) -> LoadOf {
+    let sessions = Arc::clone(sessions);
+    Arc::new(move || {
+        let sessions = sessions.get().and_then(Weak::upgrade);
+        sessions.map(|sessions| sessions.load()).unwrap_or_default()
+    })
 }
 
 fn bridge_tls(bridge: &config::Bridge) -> Result<Option<BridgeTls>, PrepareError> {
@@ -365,6 +398,9 @@ impl Node {
             redis.close().await;
         }
         self.servers().abort_all();
+        let telemetry = self.shared.telemetry.clone();
+        // It bounds itself; whether all of it got out is not ours to help.
+        let _sent = tokio::task::spawn_blocking(move || telemetry.flush()).await;
         info!("drained");
     }
 

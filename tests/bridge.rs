@@ -94,6 +94,7 @@ async fn claim(cluster: &Cluster) -> Attach {
         version: 1,
         offer: offer.as_bytes().to_vec().into(),
         secret: secret.to_be_bytes().to_vec().into(),
+        node: "elsewhere".into(),
         profile: Some(Profile { generation: 2, uuid: "u2".into(), name: "by hand".into() }),
     }
 }

@@ -19,7 +19,7 @@ use tokio::runtime::Runtime;
 
 /// Claimed from another node than its own.
 fn there(offer: Offer, node: &str) -> Answer {
-    let home = Home::There { address: bridge(node), secret: offer.secret };
+    let home = Home::There { address: bridge(node), secret: offer.secret, trace: offer.trace };
     Answer::Claimed(Waiting { id: offer.id, home })
 }
 
@@ -225,7 +225,7 @@ async fn a_tunnel_costs_four_commands_at_most_and_shows_no_secret() {
 /// A tunnel from its first offer to its end, as sessions on two nodes make it.
 async fn across(a: &Arc<RedisRendezvous>, b: &Arc<RedisRendezvous>, token: &str) {
     let key = PairingKey::new(&Token::new(token), Some("noncense"));
-    let (first, second) = (Offer::new(key), Offer::new(key));
+    let (first, second) = (Offer::new(key, None), Offer::new(key, None));
     assert_eq!(ask(a, first).await, Answer::Wait);
     assert_eq!(ask(b, second).await, there(first, "a"));
     b.release(second.key, second.id);

@@ -30,6 +30,21 @@ pub enum Verdict {
     Failed(Failure),
 }
 
+impl Verdict {
+    /// A short constant name for metrics.
+    pub const fn label(&self) -> &'static str {
+        match self {
+            Self::Accepted(_) => "accepted",
+            Self::Refused => "refused",
+            Self::Failed(Failure::Timeout(_)) => "timeout",
+            Self::Failed(Failure::Busy) => "busy",
+            Self::Failed(Failure::Unreachable(_)) => "unreachable",
+            Self::Failed(Failure::Status(_)) => "status",
+            Self::Failed(Failure::Answer(_)) => "answer",
+        }
+    }
+}
+
 /// What the authentication server says of a token's owner. For the log, and nothing else.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct User {

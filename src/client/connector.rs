@@ -12,15 +12,18 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::{self, protocol::WebSocketConfig};
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 use tokio_util::either::Either;
+use tracing::debug;
 use url::{Host, Url};
 use uuid::Uuid;
 
 use super::tls::{self, OtherFingerprint, Pin};
 use super::{ConnectError, SetupError, Waiting};
 use crate::protocol::{Identity, Token};
+use crate::trace_parent::TraceParent;
 
 pub(super) type Socket = WebSocketStream<Either<TcpStream, Box<TlsStream<BufReader<TcpStream>>>>>;
 
@@ -37,6 +40,7 @@ pub struct Connector {
     tls: OnceLock<Arc<ClientConfig>>,
     anonymous: bool,
     uuid: Option<Uuid>,
+    trace_parent: Option<TraceParent>,
     name: String,
     buffer_size: usize,
     pub(super) message_limit: usize,
@@ -58,6 +62,7 @@ impl Connector {
             tls: OnceLock::new(),
             anonymous: false,
             uuid: None,
+            trace_parent: None,
             name: "nymea-remoteproxy-client".into(),
             buffer_size: 64 * 1024,
             message_limit: 16 << 20,
@@ -102,6 +107,14 @@ impl Connector {
     #[must_use]
     pub fn uuid(mut self, uuid: Uuid) -> Self {
         self.uuid = Some(uuid);
+        self
+    }
+
+    /// The trace (W3C Trace Context) that connections belong to; by default each begins its own. If
+    /// it is sampled, the proxy is asked to record what it does for them.
+    #[must_use]
+    pub fn trace_parent(mut self, parent: TraceParent) -> Self {
+        self.trace_parent = Some(parent);
         self
     }
 
@@ -185,7 +198,14 @@ impl Connector {
         } else {
             Either::Left(tcp)
         };
-        let upgrade = client_async_with_config(self.url.as_str(), stream, Some(self.websocket()));
+        let mut request = self.url.as_str().into_client_request().map_err(upgrade_error)?;
+        // Known to the proxy's log, also when nobody asked to record it.
+        let trace = self.trace_parent.map_or_else(|| TraceParent::new(false), TraceParent::child);
+        if let Ok(value) = trace.to_string().parse() {
+            request.headers_mut().insert("traceparent", value);
+        }
+        debug!(trace_id = %trace.trace_id(), "connecting");
+        let upgrade = client_async_with_config(request, stream, Some(self.websocket()));
         let (socket, _) = timeout_at(deadline, upgrade)
             .await
             .map_err(|_| ConnectError::Timeout("the WebSocket handshake"))?

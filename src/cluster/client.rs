@@ -1,32 +1,37 @@
 //! Calls other nodes: a few connections to each, kept and shared by the tunnels.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use hyper_util::rt::TokioIo;
-use nymea_remoteproxy_proto::bridge::v1::Frame;
 use nymea_remoteproxy_proto::bridge::v1::bridge_client::BridgeClient;
 use nymea_remoteproxy_proto::bridge::v1::frame::Content;
+use nymea_remoteproxy_proto::bridge::v1::{Frame, PingRequest};
 use thiserror::Error;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tonic::transport::{Channel, Endpoint, Uri};
-use tonic::{Code, Status};
+use tonic::{Code, Request, Status};
 use tower_service::Service;
 
-use super::leg::BridgeLeg;
+use super::leg::{BridgeLeg, Counted};
 use super::outbox::outbox;
 use super::tls::{BridgeStream, BridgeTls};
 use super::wire::{self, Refusal};
-use super::{Bridged, CONNECTION_WINDOW, KEEPALIVE_INTERVAL, STEP, STREAM_WINDOW};
+use super::{
+    Bridged, CONNECTION_TRACE, CONNECTION_WINDOW, KEEPALIVE_INTERVAL, PING_INTERVAL, STEP,
+    STREAM_WINDOW,
+};
 use crate::ids::OfferId;
 use crate::lifecycle::Lifecycle;
+use crate::observability::Metrics;
+use crate::observability::trace::Bridging;
 use crate::protocol::Profile;
 use crate::rendezvous::Secret;
 
@@ -57,16 +62,36 @@ pub enum BridgeError {
     Answer,
 }
 
+impl BridgeError {
+    /// A short constant name for metrics.
+    pub const fn label(&self) -> &'static str {
+        match self {
+            Self::Address(_) => "address",
+            Self::Refused(refusal) => refusal.label(),
+            Self::Unreachable(_) => "unreachable",
+            Self::Timeout => "timeout",
+            Self::Answer => "answer",
+        }
+    }
+}
+
 /// The other nodes, as far as tunnels lead there.
 pub struct Peers {
+    /// The name of this node.
+    node: Arc<str>,
     tls: Option<BridgeTls>,
     stalled: Duration,
     lifecycle: Lifecycle,
+    metrics: Arc<Metrics>,
     by_address: Mutex<HashMap<String, Arc<Peer>>>,
 }
 
 struct Peer {
+    /// What it calls itself, once it has said so.
+    name: OnceLock<String>,
     connections: Vec<Connection>,
+    /// Connections that are there.
+    connected: Arc<AtomicUsize>,
     last_used: Mutex<Instant>,
 }
 
@@ -75,43 +100,99 @@ struct Connection {
     streams: Arc<AtomicUsize>,
 }
 
-/// Counts a tunnel on its connection as long as it lives.
-pub(super) struct StreamGuard(Arc<AtomicUsize>);
+/// Counts something as long as it lives.
+pub(super) struct CountGuard(Arc<AtomicUsize>);
 
-impl Drop for StreamGuard {
+impl CountGuard {
+    fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for CountGuard {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl Peers {
-    /// Nobody is called yet. `stalled` is how long a node may leave data untaken.
-    pub fn new(tls: Option<BridgeTls>, stalled: Duration, lifecycle: Lifecycle) -> Self {
-        Self { tls, stalled, lifecycle, by_address: Mutex::default() }
+    /// Nobody is called yet. `node` is this node's name, `stalled` how long another one may leave
+    /// data untaken.
+    pub fn new(
+        node: Arc<str>,
+        tls: Option<BridgeTls>,
+        stalled: Duration,
+        lifecycle: Lifecycle,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
+        let by_address = Mutex::default();
+        let peers = Arc::new(Self { node, tls, stalled, lifecycle, metrics, by_address });
+        let observed = |value: fn(&Peer) -> usize| {
+            let peers = Arc::downgrade(&peers);
+            move || {
+                let Some(peers) = peers.upgrade() else { return Vec::new() };
+                let peers = peers.by_address();
+                let named = peers.values().map(|peer| (peer.name().to_owned(), value(peer)));
+                // Two starts of a node may be known by two addresses.
+                let mut sums = BTreeMap::new();
+                named.for_each(|(name, value)| *sums.entry(name).or_default() += value);
+                sums.into_iter().collect()
+            }
+        };
+        peers.metrics.observe_peers(
+            "remoteproxy.bridge.streams.out",
+            "Tunnels that this node has opened to other nodes",
+            observed(Peer::streams),
+        );
+        peers.metrics.observe_peers(
+            "remoteproxy.bridge.connections",
+            "Connections that this node has opened to other nodes",
+            observed(|peer| peer.connected.load(Ordering::Relaxed)),
+        );
+        peers
     }
 
     /// Fetches the endpoint of a claimed offer from its node, for one with this profile.
     pub async fn bridge(
         &self,
         address: &str,
-        offer: OfferId,
-        secret: Secret,
+        offer: (OfferId, Secret),
         profile: &Profile,
+        bridging: &Bridging,
     ) -> Result<Bridged, BridgeError> {
-        let (channel, guard) = self.peer(address)?.least_loaded();
+        let bridged = self.call(address, offer, profile, bridging).await;
+        let error = bridged.as_ref().err().map(BridgeError::label);
+        self.metrics.bridge_call(error.unwrap_or("attached"));
+        bridging.ends(address, error);
+        bridged
+    }
+
+    async fn call(
+        &self,
+        address: &str,
+        offer: (OfferId, Secret),
+        profile: &Profile,
+        bridging: &Bridging,
+    ) -> Result<Bridged, BridgeError> {
+        let peer = self.peer(address)?;
+        let (channel, guard) = peer.least_loaded();
         let (outbox, outgoing) = outbox();
-        outbox.push(wire::attach(offer, secret, profile), 0);
+        outbox.push(wire::attach(offer, profile, &self.node), 0);
         let mut client = BridgeClient::new(channel).max_decoding_message_size(MAX_FRAME);
-        let call = timeout(STEP, client.tunnel(outgoing));
+        let call = timeout(STEP, client.tunnel(traced(outgoing, bridging)));
         let response = call.await.map_err(|_| BridgeError::Timeout)?.map_err(failed)?;
         let mut incoming = response.into_inner();
         let answer = timeout(STEP, incoming.message());
         match answer.await.map_err(|_| BridgeError::Timeout)?.map_err(failed)? {
             Some(Frame { content: Some(Content::Attached(attached)) }) => {
+                let node = wire::name_of(&attached.node).to_owned();
                 let profile = attached.profile.ok_or(BridgeError::Answer)?;
                 let lifecycle = self.lifecycle.clone();
-                let leg = BridgeLeg::new(outbox, incoming, self.stalled, lifecycle, Some(guard));
-                Ok(Bridged { leg: Box::new(leg), profile: wire::profile_from_proto(profile) })
+                let counted = Counted::Out { _guard: guard };
+                let leg = BridgeLeg::new(outbox, incoming, self.stalled, lifecycle, counted);
+                let profile = wire::profile_from_proto(profile);
+                Ok(Bridged { leg: Box::new(leg), profile, node })
             }
             Some(Frame { content: Some(Content::Refused(refused)) }) => {
                 Err(wire::read_refused(refused).into())
@@ -121,14 +202,48 @@ impl Peers {
     }
 
     fn peer(&self, address: &str) -> Result<Arc<Peer>, BridgeError> {
-        let mut peers = self.by_address.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut peers = self.by_address();
         if let Some(peer) = peers.get(address) {
             return Ok(Arc::clone(peer));
         }
         peers.retain(|_, peer| !peer.is_forgotten());
         let peer = Arc::new(Peer::new(address, self.tls.as_ref())?);
+        tokio::spawn(ping(Arc::downgrade(&peer), Arc::clone(&self.metrics)));
         peers.insert(address.to_owned(), Arc::clone(&peer));
         Ok(peer)
+    }
+
+    fn by_address(&self) -> MutexGuard<'_, HashMap<String, Arc<Peer>>> {
+        // Each change is a single step: what a panicking thread left behind is in order.
+        self.by_address.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Says where the call belongs in the trace of the tunnel.
+fn traced<T>(message: T, bridging: &Bridging) -> Request<T> {
+    let mut request = Request::new(message);
+    let places = [("traceparent", bridging.place()), (CONNECTION_TRACE, bridging.connection())];
+    for (name, place) in places {
+        if let Some(value) = place.and_then(|place| place.to_string().parse().ok()) {
+            request.metadata_mut().insert(name, value);
+        }
+    }
+    request
+}
+
+/// Measures the round trip to a node as long as tunnels lead there.
+async fn ping(peer: Weak<Peer>, metrics: Arc<Metrics>) {
+    while let Some(channel) = peer.upgrade().and_then(|peer| peer.channel()) {
+        let began = Instant::now();
+        let mut client = BridgeClient::new(channel);
+        let answer = timeout(STEP, client.ping(PingRequest {})).await;
+        let took = began.elapsed();
+        if let (Ok(Ok(reply)), Some(peer)) = (answer, peer.upgrade()) {
+            let reply = reply.into_inner();
+            let name = peer.name.get_or_init(|| wire::name_of(&reply.node).to_owned());
+            metrics.round_trip(name, took);
+        }
+        sleep(PING_INTERVAL).await;
     }
 }
 
@@ -141,30 +256,48 @@ impl Peer {
             .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
             .keep_alive_timeout(STEP)
             .keep_alive_while_idle(true);
-        let dial = Dial { address: address.into(), tls: tls.cloned() };
+        let connected = Arc::default();
+        let dial =
+            Dial { address: address.into(), tls: tls.cloned(), connected: Arc::clone(&connected) };
         let connection = || Connection {
             channel: endpoint.connect_with_connector_lazy(dial.clone()),
             streams: Arc::default(),
         };
         let connections = std::iter::repeat_with(connection).take(CONNECTIONS).collect();
-        Ok(Self { connections, last_used: Mutex::new(Instant::now()) })
+        let last_used = Mutex::new(Instant::now());
+        Ok(Self { name: OnceLock::new(), connections, connected, last_used })
     }
 
-    fn least_loaded(&self) -> (Channel, StreamGuard) {
+    fn name(&self) -> &str {
+        self.name.get().map_or("unknown", String::as_str)
+    }
+
+    fn streams(&self) -> usize {
+        let streams = |connection: &Connection| connection.streams.load(Ordering::Relaxed);
+        self.connections.iter().map(streams).sum()
+    }
+
+    /// One that is in use, so that asking for a round trip makes no connection; `None` once the
+    /// node is to be forgotten.
+    fn channel(&self) -> Option<Channel> {
+        let busiest = |it: &&Connection| it.streams.load(Ordering::Relaxed);
+        let connection = self.connections.iter().max_by_key(busiest)?;
+        (!self.is_forgotten()).then(|| connection.channel.clone())
+    }
+
+    fn least_loaded(&self) -> (Channel, CountGuard) {
         *self.last_used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         let connection = self
             .connections
             .iter()
             .min_by_key(|connection| connection.streams.load(Ordering::Relaxed))
             .expect("there are some");
-        connection.streams.fetch_add(1, Ordering::Relaxed);
-        (connection.channel.clone(), StreamGuard(Arc::clone(&connection.streams)))
+        (connection.channel.clone(), CountGuard::new(&connection.streams))
     }
 
     fn is_forgotten(&self) -> bool {
-        let unused = |connection: &Connection| connection.streams.load(Ordering::Relaxed) == 0;
         let last_used = *self.last_used.lock().unwrap_or_else(PoisonError::into_inner);
-        self.connections.iter().all(unused) && last_used.elapsed() > FORGET_AFTER
+        self.streams() == 0 && last_used.elapsed() > FORGET_AFTER
     }
 }
 
@@ -181,6 +314,7 @@ fn failed(status: Status) -> BridgeError {
 struct Dial {
     address: Arc<str>,
     tls: Option<BridgeTls>,
+    connected: Arc<AtomicUsize>,
 }
 
 impl Dial {
@@ -189,9 +323,9 @@ impl Dial {
         tcp.set_nodelay(true)?;
         let stream = match &self.tls {
             Some(tls) => tls.connect(host_of(&self.address), tcp).await?,
-            None => BridgeStream::Plain(tcp),
+            None => BridgeStream::plain(tcp),
         };
-        Ok(TokioIo::new(stream))
+        Ok(TokioIo::new(stream.counted(CountGuard::new(&self.connected))))
     }
 }
 

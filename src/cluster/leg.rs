@@ -2,6 +2,7 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -11,26 +12,29 @@ use nymea_remoteproxy_proto::bridge::v1::{Close as CloseFrame, Frame, close::Rea
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tonic::{Status, Streaming};
 
-use super::client::StreamGuard;
+use super::client::CountGuard;
 use super::outbox::Outbox;
 use super::wire::{self, Refusal};
 use crate::lifecycle::Lifecycle;
+use crate::observability::metrics::StreamGauge;
 use crate::protocol::{Chunk, Close, Profile};
 use crate::transport::{End, Leg};
 
 /// How a node answers a bridge.
 pub struct Answer {
     leg: BridgeLeg,
+    /// The name of this node.
+    node: Arc<str>,
 }
 
 impl Answer {
-    pub(super) fn new(leg: BridgeLeg) -> Self {
-        Self { leg }
+    pub(super) fn new(leg: BridgeLeg, node: Arc<str>) -> Self {
+        Self { leg, node }
     }
 
     /// Yes: here is the endpoint with this profile.
     pub fn accept(self, profile: &Profile) -> Box<dyn Leg> {
-        self.leg.outbox.push(wire::attached(profile), 0);
+        self.leg.outbox.push(wire::attached(profile, &self.node), 0);
         Box::new(self.leg)
     }
 
@@ -51,7 +55,13 @@ pub(super) struct BridgeLeg {
     timer: Pin<Box<Sleep>>,
     said_goodbye: bool,
     lifecycle: Lifecycle,
-    _guard: Option<StreamGuard>,
+    _counted: Counted,
+}
+
+/// Counts a tunnel on its connection as long as its call lives.
+pub(super) enum Counted {
+    Out { _guard: CountGuard },
+    In { _gauge: StreamGauge },
 }
 
 impl BridgeLeg {
@@ -60,7 +70,7 @@ impl BridgeLeg {
         incoming: Streaming<Frame>,
         stalled: Duration,
         lifecycle: Lifecycle,
-        guard: Option<StreamGuard>,
+        counted: Counted,
     ) -> Self {
         Self {
             outbox,
@@ -70,7 +80,7 @@ impl BridgeLeg {
             timer: Box::pin(sleep_until(Instant::now())),
             said_goodbye: false,
             lifecycle,
-            _guard: guard,
+            _counted: counted,
         }
     }
 

@@ -16,6 +16,7 @@ mod wire;
 use std::time::Duration;
 
 use crate::ids::OfferId;
+use crate::observability::trace::Attaching;
 use crate::protocol::Profile;
 use crate::rendezvous::Secret;
 use crate::transport::Leg;
@@ -36,6 +37,12 @@ const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 const MAX_STREAMS: u32 = 10_000;
 /// A connection between nodes that is silent for this long is asked for a sign of life.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+/// How often the round trip to another node is measured.
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+/// The longest name of a node that is believed.
+const MAX_NODE_NAME: usize = 256;
+/// The metadata of a call that places the connection of the second endpoint in its trace.
+const CONNECTION_TRACE: &str = "connection-traceparent";
 /// How long that may take, and how long each step of a bridge's set-up may take.
 const STEP: Duration = Duration::from_secs(3);
 
@@ -45,6 +52,8 @@ pub struct Bridged {
     pub leg: Box<dyn Leg>,
     /// The other endpoint.
     pub profile: Profile,
+    /// The name of its node.
+    pub node: String,
 }
 
 /// Takes bridges for the endpoints that wait on this node.
@@ -58,6 +67,10 @@ pub trait Attach: Send + Sync + 'static {
 pub struct Incoming {
     /// The endpoint at its other end.
     pub profile: Profile,
+    /// The name of its node.
+    pub node: String,
+    /// The call in the trace of the tunnel.
+    pub attaching: Attaching,
     /// How to say yes or no.
     pub answer: Answer,
 }

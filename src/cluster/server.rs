@@ -2,13 +2,13 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use futures_util::stream::{Map, StreamExt};
-use nymea_remoteproxy_proto::bridge::v1::Frame;
 use nymea_remoteproxy_proto::bridge::v1::bridge_server::{Bridge, BridgeServer};
 use nymea_remoteproxy_proto::bridge::v1::frame::Content;
+use nymea_remoteproxy_proto::bridge::v1::{Frame, PingReply, PingRequest};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
@@ -17,13 +17,18 @@ use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, warn};
 
-use super::leg::{Answer, BridgeLeg};
+use super::leg::{Answer, BridgeLeg, Counted};
 use super::outbox::{Outgoing, outbox};
 use super::tls::{BridgeStream, BridgeTls};
-use super::wire::read_attach;
-use super::{Attach, CONNECTION_WINDOW, Incoming, KEEPALIVE_INTERVAL, MAX_STREAMS};
+use super::wire::{name_of, read_attach};
+use super::{
+    Attach, CONNECTION_TRACE, CONNECTION_WINDOW, Incoming, KEEPALIVE_INTERVAL, MAX_STREAMS,
+};
 use super::{STEP, STREAM_WINDOW};
 use crate::lifecycle::Lifecycle;
+use crate::observability::Metrics;
+use crate::observability::trace::Attaching;
+use crate::trace_parent::TraceParent;
 
 /// Connections whose TLS handshake is under way; more wait to be accepted.
 const HANDSHAKES_AT_ONCE: usize = 64;
@@ -34,6 +39,10 @@ const MAX_FRAME: usize = 128 * 1024;
 pub struct BridgeService {
     /// Who has the endpoints.
     pub attach: Arc<dyn Attach>,
+    /// The name of this node.
+    pub node: Arc<str>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
     /// How long a node may leave data untaken.
     pub stalled: Duration,
     /// The node's life.
@@ -93,7 +102,7 @@ async fn secure(tcp: TcpStream, tls: Option<BridgeTls>) -> io::Result<BridgeStre
     tcp.set_nodelay(true)?;
     match tls {
         Some(tls) => tls.accept(tcp).await,
-        None => Ok(BridgeStream::Plain(tcp)),
+        None => Ok(BridgeStream::plain(tcp)),
     }
 }
 
@@ -105,6 +114,10 @@ impl Bridge for BridgeService {
         &self,
         request: Request<Streaming<Frame>>,
     ) -> Result<Response<Self::TunnelStream>, Status> {
+        let began = Instant::now();
+        let place = |name| request.metadata().get(name)?.to_str().ok()?.parse::<TraceParent>().ok();
+        let (call, second) = (place("traceparent"), place(CONNECTION_TRACE));
+        let attaching = Attaching { call, second, began };
         let mut incoming = request.into_inner();
         let first = timeout(STEP, incoming.message()).await;
         let first = first.map_err(|_| Status::deadline_exceeded("no Attach in time"))??;
@@ -117,11 +130,14 @@ impl Bridge for BridgeService {
             return Err(Status::cancelled("the caller has given up"));
         }
         let (outbox, outgoing) = outbox();
-        let leg = BridgeLeg::new(outbox, incoming, self.stalled, self.lifecycle.clone(), None);
-        let answer = Answer::new(leg);
-        match read_attach(attach) {
+        let node = name_of(&attach.node);
+        let counted = Counted::In { _gauge: self.metrics.bridge_stream_in(node) };
+        let leg = BridgeLeg::new(outbox, incoming, self.stalled, self.lifecycle.clone(), counted);
+        let answer = Answer::new(leg, Arc::clone(&self.node));
+        match read_attach(&attach) {
             Ok((offer, secret, profile)) => {
-                self.attach.attach(offer, secret, Incoming { profile, answer });
+                let incoming = Incoming { profile, node: node.into(), attaching, answer };
+                self.attach.attach(offer, secret, incoming);
             }
             Err(refusal) => {
                 debug!(%refusal, "a bridge was refused");
@@ -129,5 +145,9 @@ impl Bridge for BridgeService {
             }
         }
         Ok(Response::new(outgoing.map(Ok)))
+    }
+
+    async fn ping(&self, _: Request<PingRequest>) -> Result<Response<PingReply>, Status> {
+        Ok(Response::new(PingReply { node: self.node.as_ref().into() }))
     }
 }

@@ -15,8 +15,10 @@ use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
+use tokio_util::either::Either;
 use tonic::transport::server::Connected;
 
+use super::client::CountGuard;
 use crate::transport::tls::{TlsError, read_chain, read_pair};
 
 /// Why the bridge cannot be secured.
@@ -79,13 +81,13 @@ impl BridgeTls {
 
     pub(super) async fn accept(&self, tcp: TcpStream) -> io::Result<BridgeStream> {
         let tls = self.acceptor.accept(tcp).await?;
-        Ok(BridgeStream::Tls(Box::new(tls.into())))
+        Ok(BridgeStream::secure(tls.into()))
     }
 
     pub(super) async fn connect(&self, host: &str, tcp: TcpStream) -> io::Result<BridgeStream> {
         let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
         let tls = self.connector.connect(name, tcp).await?;
-        Ok(BridgeStream::Tls(Box::new(tls.into())))
+        Ok(BridgeStream::secure(tls.into()))
     }
 }
 
@@ -106,9 +108,30 @@ fn client_config(
 }
 
 /// A connection between two nodes.
-pub(super) enum BridgeStream {
-    Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+pub(super) struct BridgeStream {
+    stream: Either<TcpStream, Box<TlsStream<TcpStream>>>,
+    /// Counts it as long as it lives.
+    _counted: Option<CountGuard>,
+}
+
+impl BridgeStream {
+    /// Without TLS.
+    pub(super) fn plain(tcp: TcpStream) -> Self {
+        Self { stream: Either::Left(tcp), _counted: None }
+    }
+
+    fn secure(tls: TlsStream<TcpStream>) -> Self {
+        Self { stream: Either::Right(Box::new(tls)), _counted: None }
+    }
+
+    /// The same, counted.
+    pub(super) fn counted(self, count: CountGuard) -> Self {
+        Self { _counted: Some(count), ..self }
+    }
+
+    fn stream(self: Pin<&mut Self>) -> Pin<&mut Either<TcpStream, Box<TlsStream<TcpStream>>>> {
+        Pin::new(&mut self.get_mut().stream)
+    }
 }
 
 impl Connected for BridgeStream {
@@ -123,10 +146,7 @@ impl AsyncRead for BridgeStream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
-            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
-        }
+        self.stream().poll_read(cx, buf)
     }
 }
 
@@ -136,24 +156,15 @@ impl AsyncWrite for BridgeStream {
         cx: &mut Context<'_>,
         data: &[u8],
     ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write(cx, data),
-            Self::Tls(stream) => Pin::new(stream).poll_write(cx, data),
-        }
+        self.stream().poll_write(cx, data)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
-        }
+        self.stream().poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
+        self.stream().poll_shutdown(cx)
     }
 
     fn poll_write_vectored(
@@ -161,16 +172,10 @@ impl AsyncWrite for BridgeStream {
         cx: &mut Context<'_>,
         data: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, data),
-            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, data),
-        }
+        self.stream().poll_write_vectored(cx, data)
     }
 
     fn is_write_vectored(&self) -> bool {
-        match self {
-            Self::Plain(stream) => stream.is_write_vectored(),
-            Self::Tls(stream) => stream.is_write_vectored(),
-        }
+        self.stream.is_write_vectored()
     }
 }

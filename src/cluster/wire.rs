@@ -6,7 +6,7 @@ use proto::refused::Reason;
 use thiserror::Error;
 use uuid::Uuid;
 
-use super::VERSION;
+use super::{MAX_NODE_NAME, VERSION};
 use crate::ids::OfferId;
 use crate::protocol::{Chunk, Generation, Identity, Kind, Profile};
 use crate::rendezvous::Secret;
@@ -31,32 +31,52 @@ pub enum Refusal {
     Loop,
 }
 
+impl Refusal {
+    /// A short constant name for metrics.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Gone => "gone",
+            Self::Taken => "taken",
+            Self::Denied => "denied",
+            Self::Version(_) => "version",
+            Self::Loop => "loop",
+        }
+    }
+}
+
 pub(super) fn frame(content: Content) -> proto::Frame {
     proto::Frame { content: Some(content) }
 }
 
-pub(super) fn attach(offer: OfferId, secret: Secret, profile: &Profile) -> proto::Frame {
+pub(super) fn attach(
+    (offer, secret): (OfferId, Secret),
+    profile: &Profile,
+    node: &str,
+) -> proto::Frame {
     frame(Content::Attach(proto::Attach {
         version: VERSION,
         offer: offer.as_uuid().as_bytes().to_vec().into(),
         secret: secret.0.to_vec().into(),
         profile: Some(profile_to_proto(profile)),
+        node: node.into(),
     }))
 }
 
 /// What an attach asks for; refused if it does not make sense.
-pub(super) fn read_attach(attach: proto::Attach) -> Result<(OfferId, Secret, Profile), Refusal> {
+pub(super) fn read_attach(attach: &proto::Attach) -> Result<(OfferId, Secret, Profile), Refusal> {
     if attach.version != VERSION {
         return Err(Refusal::Version(VERSION));
     }
     let offer = Uuid::from_slice(&attach.offer).map_err(|_| Refusal::Denied)?;
     let secret = <[u8; 16]>::try_from(&attach.secret[..]).map_err(|_| Refusal::Denied)?;
-    let profile = attach.profile.map(profile_from_proto).ok_or(Refusal::Denied)?;
+    let profile = attach.profile.clone().map(profile_from_proto);
+    let profile = profile.ok_or(Refusal::Denied)?;
     Ok((OfferId::from(offer), Secret(secret), profile))
 }
 
-pub(super) fn attached(profile: &Profile) -> proto::Frame {
-    frame(Content::Attached(proto::Attached { profile: Some(profile_to_proto(profile)) }))
+pub(super) fn attached(profile: &Profile, node: &str) -> proto::Frame {
+    let profile = Some(profile_to_proto(profile));
+    frame(Content::Attached(proto::Attached { profile, node: node.into() }))
 }
 
 pub(super) fn refused(refusal: Refusal) -> proto::Frame {
@@ -77,6 +97,14 @@ pub(super) fn read_refused(refused: proto::Refused) -> Refusal {
         Reason::Denied | Reason::Unspecified => Refusal::Denied,
         Reason::Version => Refusal::Version(refused.version),
         Reason::Loop => Refusal::Loop,
+    }
+}
+
+/// A node's name, as another one says it.
+pub(super) fn name_of(said: &str) -> &str {
+    match said {
+        "" => "unknown",
+        said => &said[..said.floor_char_boundary(MAX_NODE_NAME)],
     }
 }
 
@@ -116,15 +144,15 @@ mod tests {
             identity: Identity { uuid: "u".into(), name: "n".into() },
         };
         let (offer, secret) = (OfferId::random(), Secret([7; 16]));
-        let Some(Content::Attach(sent)) = attach(offer, secret, &profile).content else {
+        let Some(Content::Attach(sent)) = attach((offer, secret), &profile, "node1").content else {
             panic!("an attach")
         };
-        assert_eq!(read_attach(sent.clone()), Ok((offer, secret, profile)));
+        assert_eq!(read_attach(&sent), Ok((offer, secret, profile)));
         let other = proto::Attach { version: VERSION + 1, ..sent.clone() };
-        assert_eq!(read_attach(other), Err(Refusal::Version(VERSION)));
+        assert_eq!(read_attach(&other), Err(Refusal::Version(VERSION)));
         let cut = proto::Attach { secret: vec![7; 15].into(), ..sent.clone() };
-        assert_eq!(read_attach(cut), Err(Refusal::Denied));
+        assert_eq!(read_attach(&cut), Err(Refusal::Denied));
         let nobody = proto::Attach { profile: None, ..sent };
-        assert_eq!(read_attach(nobody), Err(Refusal::Denied));
+        assert_eq!(read_attach(&nobody), Err(Refusal::Denied));
     }
 }

@@ -109,7 +109,6 @@ pub struct Metrics {
     wait_duration: Histogram<f64>,
     authentication_duration: Histogram<f64>,
     redis_duration: Histogram<f64>,
-    redis_dropped: Counter<u64>,
     bridge_streams_in: UpDownCounter<i64>,
     bridge_round_trip: Histogram<f64>,
     bridge_calls: Counter<u64>,
@@ -146,6 +145,11 @@ impl Metrics {
             None => NoopMeterProvider::new().meter("nymea-remoteproxy"),
         };
         Arc::new(Self::define(registry, provider, meter))
+    }
+
+    /// Counts nothing.
+    pub fn off() -> Arc<Self> {
+        Self::new(false, None, &Resource::builder_empty().build())
     }
 
     fn define(
@@ -200,10 +204,6 @@ impl Metrics {
                 "remoteproxy.redis.command.duration",
                 "Commands to Redis, by what came of them",
                 &STEPS,
-            ),
-            redis_dropped: count(
-                "remoteproxy.redis.dropped",
-                "What Redis should have been told, but there was too much of it",
             ),
             bridge_streams_in: level(
                 "remoteproxy.bridge.streams.in",
@@ -276,11 +276,6 @@ impl Metrics {
     pub fn redis(&self, command: &'static str, outcome: &'static str, took: Duration) {
         let labels = [KeyValue::new("command", command), KeyValue::new("outcome", outcome)];
         self.redis_duration.record(took.as_secs_f64(), &labels);
-    }
-
-    /// Something is not told to Redis, as there is too much of it.
-    pub fn redis_dropped(&self) {
-        self.redis_dropped.add(1, &[]);
     }
 
     /// Another node was asked for an endpoint.

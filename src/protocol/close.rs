@@ -14,6 +14,8 @@ pub enum Close {
     OtherLost,
     /// This node is shutting down; any other node will serve.
     Draining,
+    /// An operator ended the tunnel.
+    Dismissed,
     /// A request that the protocol does not allow; the answer said what is wrong.
     InvalidRequest,
     /// A request of more than [`MAX_REQUEST`](crate::protocol::MAX_REQUEST) bytes.
@@ -55,7 +57,7 @@ impl Close {
     pub const fn code(self) -> u16 {
         match self {
             Self::OtherLeft => 1000,
-            Self::OtherLost | Self::Draining | Self::Unresponsive => 1001,
+            Self::OtherLost | Self::Draining | Self::Dismissed | Self::Unresponsive => 1001,
             Self::TransportViolation => 1002,
             Self::InvalidText => 1007,
             Self::InvalidRequest
@@ -78,6 +80,7 @@ impl Close {
             Self::OtherLeft => "The other endpoint closed the tunnel.",
             Self::OtherLost => "The connection to the other endpoint was lost.",
             Self::Draining => "This node is shutting down. Please connect again.",
+            Self::Dismissed => "An operator of this server ended the tunnel.",
             Self::InvalidRequest => "Invalid request, see the answer to it.",
             Self::RequestTooLarge => "A request must not be larger than 10 KiB.",
             Self::TooManyRequests => "Too many requests before authentication. Try again later.",
@@ -106,6 +109,7 @@ impl Close {
             Self::OtherLeft => "other_left",
             Self::OtherLost => "other_lost",
             Self::Draining => "draining",
+            Self::Dismissed => "dismissed",
             Self::InvalidRequest => "invalid_request",
             Self::RequestTooLarge => "request_too_large",
             Self::TooManyRequests => "too_many_requests",

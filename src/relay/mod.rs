@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
 
-pub use self::pump::Traffic;
 use self::pump::{Pump, Stop};
+use crate::observability::{Meter, Traffic};
 use crate::protocol::Close;
 use crate::transport::{End, Leg};
 
@@ -59,16 +59,18 @@ enum Cause {
     Stopped(Close),
 }
 
-/// Relays until one leg ends or `stop` says that the tunnel must. `patience` bounds how long is
-/// read from an endpoint that takes nothing more.
+/// Relays until one leg ends or `stop` says that the tunnel must, and keeps the `meter` up to date.
+/// `patience` bounds how long is read from an endpoint that takes nothing more.
 pub async fn flow(
     first: &mut dyn Leg,
     second: &mut dyn Leg,
+    meter: &Meter,
     stop: impl Future<Output = Close>,
     patience: Duration,
 ) -> Ended {
-    let (mut forth, mut back) = (Pump::default(), Pump::default());
-    let cause = pump_both(first, second, &mut forth, &mut back, stop, patience).await;
+    let mut pumps = (Pump::default(), Pump::default());
+    let cause = pump_both(first, second, &mut pumps, meter, stop, patience).await;
+    let (forth, back) = pumps;
     Ended { cause, forth, back }
 }
 
@@ -122,8 +124,8 @@ fn seen_by_the_other(end: &End) -> Close {
 async fn pump_both(
     first: &mut dyn Leg,
     second: &mut dyn Leg,
-    forth: &mut Pump,
-    back: &mut Pump,
+    (forth, back): &mut (Pump, Pump),
+    meter: &Meter,
     stop: impl Future<Output = Close>,
     patience: Duration,
 ) -> Cause {
@@ -146,6 +148,7 @@ async fn pump_both(
                 Side::First => forth.poll(cx, first, second),
                 Side::Second => back.poll(cx, second, first),
             };
+            meter.set(forth.traffic(), back.traffic());
             match stop {
                 Poll::Pending => {}
                 Poll::Ready(Stop::Source(end)) => return Poll::Ready(Cause::Left(source, end)),

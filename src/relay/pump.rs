@@ -2,6 +2,7 @@
 
 use std::task::{Context, Poll, ready};
 
+use crate::observability::Traffic;
 use crate::protocol::Chunk;
 use crate::transport::{End, Leg};
 
@@ -10,15 +11,6 @@ use crate::transport::{End, Leg};
 const PIECE: usize = 64 * 1024;
 /// Chunks moved in one go; other tasks of this thread get their turn behind them.
 const CHUNKS_PER_POLL: usize = 64;
-
-/// What went through one direction.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Traffic {
-    /// Payload bytes.
-    pub bytes: u64,
-    /// Complete messages.
-    pub messages: u64,
-}
 
 /// Why a pump stops.
 pub(super) enum Stop {

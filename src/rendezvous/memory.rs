@@ -118,7 +118,7 @@ mod tests {
     use crate::protocol::Token;
 
     fn offer(token: &str) -> Offer {
-        Offer::new(PairingKey::new(&Token::new(token), None))
+        Offer::new(PairingKey::new(&Token::new(token), None), None)
     }
 
     fn claimed(offer: Offer) -> Answer {

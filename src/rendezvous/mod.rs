@@ -17,6 +17,7 @@ use tokio::sync::watch;
 
 use crate::ids::OfferId;
 use crate::protocol::PairingKey;
+use crate::trace_parent::TraceParent;
 
 pub use memory::MemoryRendezvous;
 
@@ -29,12 +30,14 @@ pub struct Offer {
     pub id: OfferId,
     /// Whoever bridges to this offer from another node must know it.
     pub secret: Secret,
+    /// The set-up of the tunnel in its trace.
+    pub trace: Option<TraceParent>,
 }
 
 impl Offer {
     /// A new offer of this key.
-    pub fn new(key: PairingKey) -> Self {
-        Self { key, id: OfferId::random(), secret: Secret(rand::random()) }
+    pub fn new(key: PairingKey, trace: Option<TraceParent>) -> Self {
+        Self { key, id: OfferId::random(), secret: Secret(rand::random()), trace }
     }
 }
 
@@ -79,6 +82,8 @@ pub enum Home {
         address: String,
         /// The secret of the offer.
         secret: Secret,
+        /// The set-up of the tunnel in its trace.
+        trace: Option<TraceParent>,
     },
 }
 

@@ -53,6 +53,11 @@ impl Admission {
         Ok(Ticket { admission: Arc::clone(self), network: Some(network) })
     }
 
+    /// Connections there are, and may be.
+    pub(super) fn connections(&self) -> (usize, usize) {
+        (self.counts().connections, self.limits.connections)
+    }
+
     fn counts(&self) -> MutexGuard<'_, Counts> {
         // A panic between two counts would be a fault of this file, not of the counts.
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)

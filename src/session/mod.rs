@@ -17,7 +17,8 @@ use futures_util::FutureExt;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
-use tracing::{Instrument, debug, info, info_span};
+use tracing::field::display;
+use tracing::{Instrument, Span, debug, field, info, info_span};
 
 use self::admission::{Admission, Ticket};
 use self::negotiation::{Outcome, negotiate};
@@ -28,9 +29,12 @@ use crate::cluster::{self, Attach, Incoming};
 use crate::config::{Limits, Timeouts};
 use crate::ids::{ConnectionId, OfferId};
 use crate::lifecycle::Lifecycle;
+use crate::observability::metrics::{ConnectionGauge, Stage, Step};
+use crate::observability::trace::{ConnectionTrace, Setup};
+use crate::observability::{EventKind, Telemetry};
 use crate::protocol::{Endpoint, Rules, ServerInfo};
-use crate::rendezvous::{Offer, Rendezvous, Secret};
-use crate::transport::{AcceptError, Leg, Refusal, Transport};
+use crate::rendezvous::{Load, Offer, Rendezvous, Secret};
+use crate::transport::{AcceptError, Accepted, Leg, Refusal, Transport};
 
 /// Connections that are told at once that there is no room. More are dropped without a word, as
 /// telling them costs a TLS handshake each.
@@ -45,11 +49,13 @@ pub struct Shared {
     /// Where endpoints find each other.
     pub rendezvous: Arc<dyn Rendezvous>,
     /// The way to other nodes, if there are any.
-    pub peers: Option<Peers>,
+    pub peers: Option<Arc<Peers>>,
     /// Who this server is.
     pub server: Arc<ServerInfo>,
     /// The node's life.
     pub lifecycle: Lifecycle,
+    /// What the node tells of itself.
+    pub telemetry: Telemetry,
     timeouts: Timeouts,
     requests: u32,
     message_size: usize,
@@ -64,9 +70,9 @@ impl Shared {
         transport: Arc<dyn Transport>,
         authenticator: Arc<dyn Authenticator>,
         rendezvous: Arc<dyn Rendezvous>,
-        peers: Option<Peers>,
+        peers: Option<Arc<Peers>>,
         server: ServerInfo,
-        lifecycle: Lifecycle,
+        (lifecycle, telemetry): (Lifecycle, Telemetry),
         (timeouts, limits): (Timeouts, Limits),
     ) -> Self {
         Self {
@@ -76,6 +82,7 @@ impl Shared {
             peers,
             server: Arc::new(server),
             lifecycle,
+            telemetry,
             timeouts,
             requests: limits.requests,
             message_size: limits.message_size,
@@ -88,6 +95,20 @@ impl Shared {
     /// How long things may take.
     pub fn timeouts(&self) -> &Timeouts {
         &self.timeouts
+    }
+
+    /// Connections there are, and may be.
+    pub fn connections(&self) -> (usize, usize) {
+        self.admission.connections()
+    }
+
+    /// What the node is doing.
+    pub fn load(&self) -> Load {
+        Load {
+            connections: self.admission.connections().0,
+            tunnels: self.telemetry.tunnels.len(),
+            draining: self.lifecycle.is_draining(),
+        }
     }
 
     fn rules(&self) -> Rules {
@@ -103,24 +124,34 @@ impl Shared {
 /// A connection with all that belongs to it. Dropping it gives everything back.
 pub(crate) struct Party {
     id: ConnectionId,
+    client_addr: SocketAddr,
     leg: Box<dyn Leg>,
     endpoint: Endpoint,
     ticket: Ticket,
+    gauge: ConnectionGauge,
+    trace: ConnectionTrace,
+    /// When the answer was asked for, and came, that led to its partner.
+    claimed: Option<(Instant, Instant)>,
+    /// How long it has waited for its partner, which is not the work of anybody.
+    waited: Duration,
 }
 
 /// Serves one accepted connection until it is over.
 pub async fn serve(tcp: TcpStream, client_addr: SocketAddr, shared: Arc<Shared>) {
     let id = ConnectionId::next();
-    let span = info_span!("connection", %id, %client_addr);
+    let span = info_span!("connection", %id, %client_addr, trace_id = field::Empty);
     async {
-        match shared.admission.enter(client_addr.ip()) {
+        let entered = if shared.lifecycle.is_draining() {
+            Err(Refusal::Draining)
+        } else {
+            shared.admission.enter(client_addr.ip())
+        };
+        match entered {
             Ok(ticket) => {
                 // In a box of its own: its memory is free again when the tunnel stands.
-                let accepted = accept(&shared, tcp).boxed().await;
-                if let Some(leg) = accepted {
-                    let server = Arc::clone(&shared.server);
-                    let endpoint = Endpoint::new(server, shared.rules(), Instant::now());
-                    run(Box::new(Party { id, leg, endpoint, ticket }), &shared).await;
+                let accepted = accept((id, client_addr), &shared, tcp, ticket).boxed().await;
+                if let Some(party) = accepted {
+                    run(party, &shared).await;
                 }
             }
             Err(refusal) => refuse(&shared, tcp, refusal).await,
@@ -130,18 +161,47 @@ pub async fn serve(tcp: TcpStream, client_addr: SocketAddr, shared: Arc<Shared>)
     .await;
 }
 
-async fn accept(shared: &Shared, tcp: TcpStream) -> Option<Box<dyn Leg>> {
+async fn accept(
+    (id, client_addr): (ConnectionId, SocketAddr),
+    shared: &Shared,
+    tcp: TcpStream,
+    ticket: Ticket,
+) -> Option<Box<Party>> {
+    let Telemetry { metrics, tracer, .. } = &shared.telemetry;
+    let mut gauge = metrics.connection(shared.transport.label());
+    let began = Instant::now();
     match timeout(shared.timeouts.handshake, shared.transport.accept(tcp, None)).await {
-        Ok(Ok(leg)) => {
+        Ok(Ok(Accepted { leg, trace_parent, tls })) => {
+            let trace = tracer.upgraded((id, client_addr), trace_parent, began, tls);
+            if let Some(place) = trace.place() {
+                Span::current().record("trace_id", display(place.trace_id()));
+            }
             debug!("connected");
-            Some(leg)
+            metrics.step(Step::Handshake, began.elapsed());
+            gauge.enter(Stage::Greeting);
+            let server = Arc::clone(&shared.server);
+            let endpoint = Endpoint::new(server, shared.rules(), Instant::now());
+            let (claimed, waited) = (None, Duration::ZERO);
+            Some(Box::new(Party {
+                id,
+                client_addr,
+                leg,
+                endpoint,
+                ticket,
+                gauge,
+                trace,
+                claimed,
+                waited,
+            }))
         }
         Ok(Err(error)) => {
             debug!(error = %error_chain(&error), "handshake failed");
+            metrics.handshake_failed(error.label());
             None
         }
         Err(_) => {
             debug!(after = ?shared.timeouts.handshake, "handshake took too long");
+            metrics.handshake_failed("timeout");
             None
         }
     }
@@ -149,6 +209,9 @@ async fn accept(shared: &Shared, tcp: TcpStream) -> Option<Box<dyn Leg>> {
 
 async fn refuse(shared: &Shared, tcp: TcpStream, refusal: Refusal) {
     info!(reason = %refusal, "connection refused");
+    let Telemetry { metrics, journal, .. } = &shared.telemetry;
+    metrics.connection_refused(refusal.label());
+    journal.note(EventKind::Refused, format!("connection refused: {refusal}"));
     if let Ok(_place) = shared.refusals.try_acquire() {
         let refused = shared.transport.accept(tcp, Some(refusal));
         match timeout(shared.timeouts.handshake, refused).await {
@@ -168,8 +231,8 @@ async fn run(party: Box<Party>, shared: &Arc<Shared>) {
             Outcome::Met { first, partner, entry } => {
                 tunnel::of_the_waiting(first, partner, entry, shared).await;
             }
-            Outcome::Bridged { party, bridged, key, tunnel } => {
-                tunnel::of_the_claiming(party, bridged, (key, tunnel), shared).await;
+            Outcome::Bridged { party, bridged, claim } => {
+                tunnel::of_the_claiming(party, bridged, claim, shared).await;
             }
         }
     }
@@ -178,6 +241,7 @@ async fn run(party: Box<Party>, shared: &Arc<Shared>) {
 /// An offer of this node's, given back when dropped.
 struct Entry {
     offer: Offer,
+    setup: Setup,
     shared: Arc<Shared>,
 }
 
@@ -190,6 +254,7 @@ impl Drop for Entry {
 
 impl Attach for Shared {
     fn attach(&self, offer: OfferId, secret: Secret, bridge: Incoming) {
+        let attaching = bridge.attaching;
         let bridge = Box::new(bridge);
         let handed_over = match self.registry.waiting(offer, secret) {
             Ok(offer) => {
@@ -205,6 +270,7 @@ impl Attach for Shared {
                 NotWaiting::WrongSecret => cluster::Refusal::Denied,
             };
             info!(tunnel = %offer, %refusal, "a bridge was refused");
+            attaching.ends(&self.telemetry.tracer, Some(refusal.label()));
             bridge.answer.refuse(refusal);
         }
     }

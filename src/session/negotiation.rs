@@ -21,9 +21,13 @@ use crate::auth;
 use crate::cluster::client::BridgeError;
 use crate::cluster::{Bridged, Refusal};
 use crate::ids::OfferId;
+use crate::observability::metrics::{self, Step};
+use crate::observability::trace::{Bridging, Ended, Setup};
+use crate::observability::{EventKind, Telemetry};
 use crate::protocol::{Action, Chunk, Close, PairingKey, Verdict};
 use crate::relay::close_leg;
 use crate::rendezvous::{Answer, Home, Offer, Waiting};
+use crate::trace_parent::TraceParent;
 use crate::transport::{End, Leg};
 
 /// Between two tries to reach the node of a partner, with up to half of it taken off at random.
@@ -41,27 +45,33 @@ pub(super) enum Outcome {
     /// The partner came here.
     Met { first: Box<Party>, partner: Partner, entry: Entry },
     /// The partner was fetched from its node.
-    Bridged { party: Box<Party>, bridged: Bridged, key: PairingKey, tunnel: OfferId },
+    Bridged { party: Box<Party>, bridged: Bridged, claim: Claim },
 }
 
 /// What is being waited for besides the client.
 enum Stage {
     Greeting,
-    Authenticating(BoxFuture<'static, auth::Verdict>),
+    Authenticating {
+        verdict: BoxFuture<'static, auth::Verdict>,
+        since: Instant,
+    },
     Offering {
         entry: Entry,
         partner: Coming,
         answer: BoxFuture<'static, Answer>,
         epoch: watch::Receiver<u64>,
+        since: Instant,
     },
     Waiting {
         entry: Entry,
         partner: Coming,
         lost: BoxFuture<'static, ()>,
+        since: Instant,
     },
     Bridging {
         claim: Claim,
         call: BoxFuture<'static, Result<Bridged, BridgeError>>,
+        bridging: Bridging,
     },
     Retrying {
         key: PairingKey,
@@ -73,10 +83,12 @@ type Coming = oneshot::Receiver<Partner>;
 
 /// This endpoint has claimed an offer of another node.
 #[derive(Clone, Copy)]
-struct Claim {
-    key: PairingKey,
-    owner: OfferId,
+pub(super) struct Claim {
+    pub(super) key: PairingKey,
+    pub(super) owner: OfferId,
     claimer: OfferId,
+    /// The set-up of the tunnel, as its first node calls it.
+    pub(super) setup: Option<TraceParent>,
 }
 
 enum Event {
@@ -98,7 +110,7 @@ enum Event {
 /// Serves a connection until it has a partner or is over. It may have waited before, elsewhere.
 pub(super) async fn negotiate(mut party: Box<Party>, shared: &Arc<Shared>) -> Outcome {
     let mut stage = match party.endpoint.offer() {
-        Some((key, _)) => offer(key, shared),
+        Some((key, _)) => offer(key, &party, shared),
         None => Stage::Greeting,
     };
     let mut draining = pin!(shared.lifecycle.draining());
@@ -110,6 +122,7 @@ pub(super) async fn negotiate(mut party: Box<Party>, shared: &Arc<Shared>) -> Ou
         if let Some(deadline) = party.endpoint.deadline() {
             timer.as_mut().reset(deadline.into());
         }
+        party.gauge.enter(stage.label());
         let event = poll_fn(|cx| {
             if draining.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Event::Draining);
@@ -122,11 +135,11 @@ pub(super) async fn negotiate(mut party: Box<Party>, shared: &Arc<Shared>) -> Ou
                 Some(Action::Send(message)) => send(&mut *party.leg, message).await,
                 Some(Action::Authenticate(token)) => {
                     let verdict = Arc::clone(&shared.authenticator).authenticate(token);
-                    stage = Stage::Authenticating(verdict);
+                    stage = Stage::Authenticating { verdict, since: Instant::now() };
                 }
                 Some(Action::Offer(key)) => {
                     party.ticket.authenticated();
-                    stage = offer(key, shared);
+                    stage = offer(key, &party, shared);
                 }
                 Some(Action::Close(close)) => return over(party, stage, Some(close), shared).await,
             },
@@ -135,6 +148,9 @@ pub(super) async fn negotiate(mut party: Box<Party>, shared: &Arc<Shared>) -> Ou
                 busy = true;
             }
             Event::Verdict(verdict) => {
+                if let Stage::Authenticating { since, .. } = stage {
+                    note(&verdict, since, &party, shared);
+                }
                 stage = Stage::Greeting;
                 party.endpoint.authenticated(Instant::now(), told(verdict));
                 busy = true;
@@ -147,28 +163,33 @@ pub(super) async fn negotiate(mut party: Box<Party>, shared: &Arc<Shared>) -> Ou
                 }
             }
             Event::EntryLost => {
-                if let Stage::Waiting { entry, partner, .. } = stage {
+                if let Stage::Waiting { entry, partner, since, .. } = stage {
+                    party.waited += since.elapsed();
                     stage = put_up(entry, partner, shared);
                 }
             }
             Event::Bridge(result) => {
                 busy = true;
-                let Stage::Bridging { claim, .. } = stage else { continue };
+                let Stage::Bridging { claim, bridging, .. } = stage else { continue };
+                shared.telemetry.metrics.step(Step::Bridge, bridging.began().elapsed());
                 stage = match result {
-                    Ok(bridged) => {
-                        let Claim { key, owner: tunnel, .. } = claim;
-                        return Outcome::Bridged { party, bridged, key, tunnel };
-                    }
+                    Ok(bridged) => return Outcome::Bridged { party, bridged, claim },
                     Err(error) => not_bridged(&mut party, claim, &error, shared),
                 };
             }
             Event::Retry => {
                 if let Stage::Retrying { key, .. } = stage {
-                    stage = offer(key, shared);
+                    stage = offer(key, &party, shared);
                 }
             }
             Event::Partner(partner) => match stage {
-                Stage::Waiting { entry, .. } | Stage::Offering { entry, .. } => {
+                Stage::Waiting { entry, since, .. } => {
+                    party.waited += since.elapsed();
+                    entry.setup.waited(since);
+                    shared.telemetry.metrics.waited(party.waited);
+                    return Outcome::Met { first: party, partner, entry };
+                }
+                Stage::Offering { entry, .. } => {
                     return Outcome::Met { first: party, partner, entry };
                 }
                 _ => return Outcome::Over,
@@ -186,7 +207,9 @@ pub(super) async fn negotiate(mut party: Box<Party>, shared: &Arc<Shared>) -> Ou
             Event::Ended(End::Left | End::Failed) => return over(party, stage, None, shared).await,
             Event::Ended(End::Lost(error)) => {
                 debug!(%error, "connection lost");
-                return withdraw(stage, shared);
+                shared.telemetry.metrics.connection_closed("lost");
+                party.trace.ends(Ended::Lost);
+                return withdraw(stage, "lost", shared);
             }
         }
     }
@@ -226,10 +249,20 @@ fn poll_event(
 }
 
 impl Stage {
+    fn label(&self) -> metrics::Stage {
+        match self {
+            Self::Greeting => metrics::Stage::Greeting,
+            Self::Authenticating { .. } => metrics::Stage::Authenticating,
+            Self::Offering { .. } => metrics::Stage::Offering,
+            Self::Waiting { .. } => metrics::Stage::Waiting,
+            Self::Bridging { .. } | Self::Retrying { .. } => metrics::Stage::Bridging,
+        }
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
         match self {
             Self::Greeting => Poll::Pending,
-            Self::Authenticating(verdict) => verdict.poll_unpin(cx).map(Event::Verdict),
+            Self::Authenticating { verdict, .. } => verdict.poll_unpin(cx).map(Event::Verdict),
             Self::Offering { answer, partner, .. } => match poll_partner(partner, cx) {
                 Poll::Pending => answer.poll_unpin(cx).map(Event::Answer),
                 ready @ Poll::Ready(_) => ready,
@@ -253,10 +286,11 @@ fn poll_partner(partner: &mut Coming, cx: &mut Context<'_>) -> Poll<Event> {
 }
 
 /// Puts the endpoint up for its partner. Registered first: the partner may come at once.
-fn offer(key: PairingKey, shared: &Arc<Shared>) -> Stage {
-    let offer = Offer::new(key);
+fn offer(key: PairingKey, party: &Party, shared: &Arc<Shared>) -> Stage {
+    let setup = Setup::new(&shared.telemetry.tracer, party.trace.place());
+    let offer = Offer::new(key, setup.place());
     let partner = shared.registry.register(offer);
-    let entry = Entry { offer, shared: Arc::clone(shared) };
+    let entry = Entry { offer, setup, shared: Arc::clone(shared) };
     put_up(entry, partner, shared)
 }
 
@@ -264,7 +298,7 @@ fn offer(key: PairingKey, shared: &Arc<Shared>) -> Stage {
 fn put_up(entry: Entry, partner: Coming, shared: &Arc<Shared>) -> Stage {
     let epoch = shared.rendezvous.epoch();
     let answer = Arc::clone(&shared.rendezvous).offer(entry.offer);
-    Stage::Offering { entry, partner, answer, epoch }
+    Stage::Offering { entry, partner, answer, epoch, since: Instant::now() }
 }
 
 enum Next {
@@ -280,17 +314,22 @@ fn answered(
     looked_twice: &mut bool,
     shared: &Arc<Shared>,
 ) -> Next {
-    let Stage::Offering { entry, mut partner, mut epoch, .. } = stage else {
+    let Stage::Offering { entry, mut partner, mut epoch, since, .. } = stage else {
         return Next::Stage(party, stage);
     };
+    let Telemetry { metrics, tracer, .. } = &shared.telemetry;
+    let asked = (since, Instant::now());
+    metrics.step(Step::Claim, since.elapsed());
     if answer == Answer::Wait {
-        debug!("waiting for the other endpoint");
+        debug!(tunnel = %entry.offer.id, "waiting for the other endpoint");
+        tracer.asked(entry.setup.place(), None, asked);
         let lost = async move {
             if epoch.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }
         };
-        return Next::Stage(party, Stage::Waiting { entry, partner, lost: lost.boxed() });
+        let (lost, since) = (lost.boxed(), asked.1);
+        return Next::Stage(party, Stage::Waiting { entry, partner, lost, since });
     }
     let offer = entry.offer;
     if !shared.registry.withdraw(offer.id)
@@ -304,11 +343,13 @@ fn answered(
     }
     match answer {
         Answer::Claimed(Waiting { id, home: Home::Here }) => {
+            party.claimed = Some(asked);
             match shared.registry.hand_over(id, Partner::Here(party)) {
                 // It left between its offer and our claim.
                 Err((NotWaiting::Gone, Partner::Here(party))) => {
                     shared.rendezvous.release(offer.key, id);
-                    Next::Stage(party, self::offer(offer.key, shared))
+                    let stage = self::offer(offer.key, &party, shared);
+                    Next::Stage(party, stage)
                 }
                 // Its tunnel stands; the key is not ours to free.
                 Err((_, Partner::Here(mut party))) => {
@@ -318,18 +359,21 @@ fn answered(
                 Ok(()) | Err((_, Partner::There(_))) => Next::Outcome(Outcome::Over),
             }
         }
-        Answer::Claimed(Waiting { id, home: Home::There { address, secret } }) => {
-            let claim = Claim { key: offer.key, owner: id, claimer: offer.id };
+        Answer::Claimed(Waiting { id, home: Home::There { address, secret, trace } }) => {
+            let claim = Claim { key: offer.key, owner: id, claimer: offer.id, setup: trace };
+            tracer.asked(trace, party.trace.place(), asked);
+            let bridging = Bridging::new(tracer, trace, party.trace.place());
             let (shared, profile) = (Arc::clone(shared), profile_of(&party));
+            let its = bridging.clone();
             let call = async move {
                 match (&shared.peers, profile) {
                     (Some(peers), Some(profile)) => {
-                        peers.bridge(&address, id, secret, &profile).await
+                        peers.bridge(&address, (id, secret), &profile, &its).await
                     }
                     _ => Err(BridgeError::Address(address)),
                 }
             };
-            Next::Stage(party, Stage::Bridging { claim, call: call.boxed() })
+            Next::Stage(party, Stage::Bridging { claim, call: call.boxed(), bridging })
         }
         Answer::Taken if !std::mem::replace(looked_twice, true) => {
             Next::Stage(party, retry(offer.key, SECOND_LOOK))
@@ -348,7 +392,7 @@ fn not_bridged(
     error: &BridgeError,
     shared: &Arc<Shared>,
 ) -> Stage {
-    let Claim { key, owner, claimer } = claim;
+    let Claim { key, owner, claimer, .. } = claim;
     match error {
         BridgeError::Refused(Refusal::Gone) => {
             shared.rendezvous.release(key, owner);
@@ -367,6 +411,8 @@ fn not_bridged(
         | BridgeError::Timeout
         | BridgeError::Answer => {
             warn!(tunnel = %owner, error = %error_chain(error), "no bridge to the partner's node");
+            let why = format!("no bridge to the partner's node: {error}");
+            shared.telemetry.journal.note(EventKind::Trouble, why);
             shared.rendezvous.give_back(key, owner, claimer);
         }
     }
@@ -376,6 +422,18 @@ fn not_bridged(
 fn retry(key: PairingKey, pause: Duration) -> Stage {
     let pause = pause.mul_f64(rand::random_range(0.5..1.0));
     Stage::Retrying { key, pause: Box::pin(sleep(pause)) }
+}
+
+fn note(verdict: &auth::Verdict, since: Instant, party: &Party, shared: &Shared) {
+    let Telemetry { metrics, journal, .. } = &shared.telemetry;
+    let result = verdict.label();
+    let failed = matches!(verdict, auth::Verdict::Failed(_));
+    metrics.authenticated(result, since.elapsed());
+    metrics.step(Step::Authenticate, since.elapsed());
+    party.trace.authenticated(since, result, failed);
+    if failed {
+        journal.note(EventKind::Trouble, format!("a token could not be checked: {result}"));
+    }
 }
 
 /// Logs a verdict and translates it for the protocol.
@@ -418,11 +476,18 @@ async fn over(
     close: Option<Close>,
     shared: &Arc<Shared>,
 ) -> Outcome {
-    let outcome = withdraw(stage, shared);
+    let label = close.map_or("left", Close::class);
+    let outcome = withdraw(stage, label, shared);
+    let Telemetry { metrics, journal, .. } = &shared.telemetry;
+    metrics.connection_closed(label);
+    party.gauge.enter(metrics::Stage::Greeting);
     if let Some(close) = close {
         info!(reason = %close, "connection closed");
+        journal.note(EventKind::Refused, format!("connection {} closed: {close}", party.id));
+        party.trace.ends(Ended::Closed(close));
     } else {
         debug!("client left");
+        party.trace.ends(Ended::Left);
     }
     let patience = shared.timeouts.close;
     let closing = async move { close_leg(&mut *party.leg, close, patience).await };
@@ -436,20 +501,22 @@ async fn over(
 }
 
 /// Takes the endpoint out of the rendezvous. If a partner was handed over meanwhile, it comes out.
-fn withdraw(stage: Stage, shared: &Arc<Shared>) -> Outcome {
+fn withdraw(stage: Stage, why: &'static str, shared: &Arc<Shared>) -> Outcome {
     let (entry, mut partner) = match stage {
         Stage::Offering { entry, partner, .. } | Stage::Waiting { entry, partner, .. } => {
             (entry, partner)
         }
         Stage::Bridging { claim, .. } => {
+            // Its set-up goes on without it.
             // The partner must not stay claimed by somebody who is gone.
             shared.rendezvous.give_back(claim.key, claim.owner, claim.claimer);
             return Outcome::Over;
         }
-        Stage::Greeting | Stage::Authenticating(_) | Stage::Retrying { .. } => {
+        Stage::Greeting | Stage::Authenticating { .. } | Stage::Retrying { .. } => {
             return Outcome::Over;
         }
     };
+    entry.setup.ends(entry.offer.id, None, Err(why));
     if shared.registry.withdraw(entry.offer.id) {
         return Outcome::Over;
     }

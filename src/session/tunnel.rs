@@ -7,74 +7,148 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use futures_util::FutureExt;
 use tracing::info;
 
+use super::negotiation::Claim;
 use super::registry::Partner;
 use super::{Entry, Party, Shared, send};
-use crate::cluster::{Bridged, Refusal};
+use crate::cluster::{Bridged, Incoming, Refusal};
 use crate::ids::OfferId;
+use crate::observability::metrics::{Stage, Step};
+use crate::observability::trace::Ended;
+use crate::observability::{
+    Endpoint, EventKind, Kind, Telemetry, TunnelFacts, TunnelGuard, TunnelRecord,
+};
 use crate::protocol::{Action, Close, PairingKey, Profile};
-use crate::relay::{self, Side, close_leg};
+use crate::relay::{self, Report, Side, close_leg};
+use crate::trace_parent::TraceParent;
 use crate::transport::Leg;
 
 /// Runs the tunnel of an endpoint that has waited and the partner that was handed to it.
 pub(super) async fn of_the_waiting(
-    mut first: Box<Party>,
+    first: Box<Party>,
     partner: Partner,
     entry: Entry,
     shared: &Arc<Shared>,
 ) {
-    let tunnel = entry.offer.id;
     let Some(profile) = profile_of(&first) else { return };
     match partner {
-        Partner::Here(mut second) => {
-            let Some(profile_of_second) = profile_of(&second) else { return };
-            let told = match introduce(&mut first, &profile_of_second, shared).await {
-                Ok(()) => introduce(&mut second, &profile, shared).await,
-                refused => refused,
+        Partner::Here(second) => local(first, second, profile, entry, shared).await,
+        Partner::There(bridge) => to_there(first, *bridge, profile, entry, shared).await,
+    }
+}
+
+async fn local(
+    mut first: Box<Party>,
+    mut second: Box<Party>,
+    profile: Profile,
+    entry: Entry,
+    shared: &Arc<Shared>,
+) {
+    let Some(profile_of_second) = profile_of(&second) else { return };
+    let (id, setup) = (entry.offer.id, entry.setup.place());
+    let tracer = &shared.telemetry.tracer;
+    if let Some(asked) = second.claimed {
+        tracer.asked(setup, second.trace.place(), asked);
+    }
+    let since = Instant::now();
+    let told = match introduce(&mut first, &profile_of_second, shared).await {
+        Ok(()) => introduce(&mut second, &profile, shared).await,
+        refused => refused,
+    };
+    tracer.introduced(setup, since);
+    let outcome = told.map(|()| Kind::Local).map_err(Close::class);
+    entry.setup.ends(id, second.trace.place(), outcome);
+    match told {
+        Ok(()) => {
+            let facts = TunnelFacts {
+                id,
+                kind: Kind::Local,
+                first: here(&first, profile),
+                second: here(&second, profile_of_second),
             };
-            match told {
-                Ok(()) => {
-                    info!(%tunnel, kind = "local", second = %second.id, "tunnel established");
-                    run(tunnel, &mut *first.leg, &mut *second.leg, Held::ByUs(entry), shared).await;
-                }
-                Err(close) => {
-                    drop(entry);
-                    refuse(tunnel, close, &mut *first.leg, Some(&mut *second.leg), shared).await;
-                }
-            }
+            established(&mut first, setup, since, shared);
+            established(&mut second, setup, since, shared);
+            took(&second, shared);
+            let tunnel = begin(facts, setup, shared);
+            run(tunnel, (&mut *first.leg, &mut *second.leg), Held::ByUs(entry), shared).await;
         }
-        Partner::There(bridge) => match introduce(&mut first, &bridge.profile, shared).await {
-            Ok(()) => {
-                info!(%tunnel, kind = "bridged", "tunnel established");
-                let mut second = bridge.answer.accept(&profile);
-                run(tunnel, &mut *first.leg, &mut *second, Held::ByUs(entry), shared).await;
-            }
-            Err(close) => {
-                drop(entry);
-                bridge.answer.refuse(Refusal::Loop);
-                refuse(tunnel, close, &mut *first.leg, None, shared).await;
-            }
-        },
+        Err(close) => {
+            drop(entry);
+            first.trace.ends(Ended::Closed(close));
+            second.trace.ends(Ended::Closed(close));
+            refuse(id, close, &mut *first.leg, Some(&mut *second.leg), shared).await;
+        }
+    }
+}
+
+async fn to_there(
+    mut first: Box<Party>,
+    bridge: Incoming,
+    profile: Profile,
+    entry: Entry,
+    shared: &Arc<Shared>,
+) {
+    let (id, setup) = (entry.offer.id, entry.setup.place());
+    let Incoming { profile: profile_of_second, node, attaching, answer } = bridge;
+    let tracer = &shared.telemetry.tracer;
+    let since = Instant::now();
+    let told = introduce(&mut first, &profile_of_second, shared).await;
+    tracer.introduced(setup, since);
+    attaching.ends(tracer, told.err().map(Close::class));
+    let outcome = told.map(|()| Kind::Bridged).map_err(Close::class);
+    entry.setup.ends(id, attaching.second, outcome);
+    match told {
+        Ok(()) => {
+            let facts = TunnelFacts {
+                id,
+                kind: Kind::Bridged,
+                first: here(&first, profile.clone()),
+                second: Endpoint::There { node, profile: profile_of_second },
+            };
+            established(&mut first, setup, since, shared);
+            let tunnel = begin(facts, setup, shared);
+            let mut second = answer.accept(&profile);
+            run(tunnel, (&mut *first.leg, &mut *second), Held::ByUs(entry), shared).await;
+        }
+        Err(close) => {
+            drop(entry);
+            first.trace.ends(Ended::Closed(close));
+            answer.refuse(Refusal::Loop);
+            refuse(id, close, &mut *first.leg, None, shared).await;
+        }
     }
 }
 
 /// Runs the tunnel of an endpoint whose partner was fetched from another node.
 pub(super) async fn of_the_claiming(
     mut second: Box<Party>,
-    mut first: Bridged,
-    (key, tunnel): (PairingKey, OfferId),
+    bridged: Bridged,
+    claim: Claim,
     shared: &Arc<Shared>,
 ) {
-    match introduce(&mut second, &first.profile, shared).await {
+    let Some(profile) = profile_of(&second) else { return };
+    let Claim { key, owner: id, setup, .. } = claim;
+    let Bridged { leg: mut first, profile: profile_of_first, node } = bridged;
+    let since = Instant::now();
+    let told = introduce(&mut second, &profile_of_first, shared).await;
+    shared.telemetry.tracer.introduced(setup, since);
+    match told {
         Ok(()) => {
-            info!(%tunnel, kind = "bridged", "tunnel established");
-            let held = Held::ByOther(key);
-            run(tunnel, &mut *first.leg, &mut *second.leg, held, shared).await;
+            let facts = TunnelFacts {
+                id,
+                kind: Kind::Bridged,
+                first: Endpoint::There { node, profile: profile_of_first },
+                second: here(&second, profile),
+            };
+            established(&mut second, setup, since, shared);
+            took(&second, shared);
+            let tunnel = begin(facts, setup, shared);
+            run(tunnel, (&mut *first, &mut *second.leg), Held::ByOther(key), shared).await;
         }
         Err(close) => {
-            refuse(tunnel, close, &mut *second.leg, Some(&mut *first.leg), shared).await;
+            second.trace.ends(Ended::Closed(close));
+            refuse(id, close, &mut *second.leg, Some(&mut *first), shared).await;
         }
     }
 }
@@ -82,6 +156,10 @@ pub(super) async fn of_the_claiming(
 /// What the other endpoint has to know of a waiting one.
 pub(super) fn profile_of(party: &Party) -> Option<Profile> {
     party.endpoint.offer().map(|(_, profile)| profile.clone())
+}
+
+fn here(party: &Party, profile: Profile) -> Endpoint {
+    Endpoint::Here { connection: party.id, client_addr: party.client_addr, profile }
 }
 
 /// Tells an endpoint of its partner, unless the two must not meet.
@@ -98,6 +176,19 @@ async fn introduce(party: &mut Party, other: &Profile, shared: &Shared) -> Resul
     Ok(())
 }
 
+/// The endpoint of this node has its tunnel.
+fn established(party: &mut Party, setup: Option<TraceParent>, since: Instant, shared: &Shared) {
+    party.gauge.enter(Stage::Tunnel);
+    party.trace.ends(Ended::Paired(setup));
+    shared.telemetry.metrics.step(Step::Introduce, since.elapsed());
+}
+
+/// How long the set-up took, for the endpoint whose coming completed it.
+fn took(second: &Party, shared: &Shared) {
+    let total = second.trace.began().elapsed().saturating_sub(second.waited);
+    shared.telemetry.metrics.step(Step::Total, total);
+}
+
 async fn refuse(
     tunnel: OfferId,
     close: Close,
@@ -106,6 +197,9 @@ async fn refuse(
     shared: &Shared,
 ) {
     info!(%tunnel, reason = %close, "tunnel refused");
+    let Telemetry { metrics, journal, .. } = &shared.telemetry;
+    journal.note(EventKind::Refused, format!("tunnel {tunnel} refused: {close}"));
+    metrics.connection_closed(close.class());
     let patience = shared.timeouts.close;
     tokio::join!(close_leg(one, Some(close), patience), async {
         if let Some(other) = other {
@@ -122,30 +216,73 @@ enum Held {
     ByOther(PairingKey),
 }
 
+/// A tunnel with its place in its trace.
+struct Standing {
+    guard: TunnelGuard,
+    setup: Option<TraceParent>,
+}
+
+fn begin(facts: TunnelFacts, setup: Option<TraceParent>, shared: &Shared) -> Standing {
+    let (tunnel, kind) = (facts.id, facts.kind.label());
+    let second = match &facts.second {
+        Endpoint::Here { connection, .. } => Some(tracing::field::display(connection)),
+        Endpoint::There { .. } => None,
+    };
+    let trace = setup.map(|setup| tracing::field::display(setup.trace_id()));
+    info!(%tunnel, kind, second, tunnel_trace_id = trace, "tunnel established");
+    let Telemetry { metrics, journal, tunnels, .. } = &shared.telemetry;
+    journal.note(EventKind::Tunnel, format!("tunnel {tunnel} established, {kind}"));
+    Standing { guard: tunnels.begin(facts, metrics), setup }
+}
+
 /// Relays until the tunnel ends, and says what it did.
 async fn run(
-    tunnel: OfferId,
-    first: &mut dyn Leg,
-    second: &mut dyn Leg,
+    tunnel: Standing,
+    (first, second): (&mut dyn Leg, &mut dyn Leg),
     held: Held,
     shared: &Shared,
 ) {
-    let since = Instant::now();
-    let stop = shared.lifecycle.over().map(|()| Close::Draining);
+    let Standing { mut guard, setup } = tunnel;
+    let unwanted = guard.is_unwanted();
+    let stop = async {
+        tokio::select! {
+            () = shared.lifecycle.over() => Close::Draining,
+            () = unwanted => Close::Dismissed,
+        }
+    };
     let patience = shared.timeouts.close;
-    let ended = relay::flow(first, second, stop, patience).await;
+    let record = guard.record();
+    let ended = relay::flow(first, second, &record.meter, stop, patience).await;
     // The key is free before the goodbyes are said: an endpoint may come back at once.
     match held {
         Held::ByUs(entry) => drop(entry),
         // Its node may be dead, and the key is not to be taken until its lease is over.
         Held::ByOther(key) if ended.has_lost(Side::First) => {
-            shared.rendezvous.release(key, tunnel);
+            shared.rendezvous.release(key, record.facts.id);
         }
         Held::ByOther(_) => {}
     }
     let report = relay::finish(first, second, ended, patience).await;
+    record.meter.set(report.forth, report.back);
+    guard.ends(report.reason);
+    say(&report, guard.record(), guard.began(), setup, shared);
+}
+
+/// The one line that sums a tunnel up, and its span.
+fn say(
+    report: &Report,
+    tunnel: &TunnelRecord,
+    since: Instant,
+    setup: Option<TraceParent>,
+    shared: &Shared,
+) {
+    let TunnelFacts { id, kind, .. } = tunnel.facts;
+    let trace = setup.map(|setup| tracing::field::display(setup.trace_id()));
     info!(
-        %tunnel,
+        tunnel = %id,
+        tunnel_trace_id = trace,
+        kind = kind.label(),
+        generation = tunnel.facts.generation(),
         reason = %report.reason,
         ended_by = ?report.ended_by,
         bytes_forth = report.forth.bytes,
@@ -155,4 +292,9 @@ async fn run(
         duration_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX),
         "tunnel ended"
     );
+    let Telemetry { journal, tracer, .. } = &shared.telemetry;
+    let moved = report.forth.bytes + report.back.bytes;
+    let text = format!("tunnel {id} ended after {moved} bytes: {}", report.reason);
+    journal.note(EventKind::Tunnel, text);
+    tracer.tunnel(setup, tunnel, since, report.reason);
 }

@@ -10,12 +10,14 @@ pub mod websocket;
 
 use std::io;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use futures_util::future::BoxFuture;
 use thiserror::Error;
 use tokio::net::TcpStream;
 
 use crate::protocol::{Chunk, Close};
+use crate::trace_parent::TraceParent;
 
 pub use keepalive::Patience;
 
@@ -67,6 +69,16 @@ pub enum End {
     Fault(Close),
 }
 
+/// A connection that has become a leg.
+pub struct Accepted {
+    /// The leg.
+    pub leg: Box<dyn Leg>,
+    /// What its client said of its trace.
+    pub trace_parent: Option<TraceParent>,
+    /// The version of TLS, as in `1.3`, and when its handshake was done.
+    pub tls: Option<(&'static str, Instant)>,
+}
+
 /// Turns accepted TCP connections into legs. One value serves all connections of a listener.
 pub trait Transport: Send + Sync {
     /// Does everything up to the first message. `refusal` is an answer for a connection that there
@@ -75,7 +87,10 @@ pub trait Transport: Send + Sync {
         &self,
         tcp: TcpStream,
         refusal: Option<Refusal>,
-    ) -> BoxFuture<'_, Result<Box<dyn Leg>, AcceptError>>;
+    ) -> BoxFuture<'_, Result<Accepted, AcceptError>>;
+
+    /// How this kind of transport is called in metrics.
+    fn label(&self) -> &'static str;
 }
 
 /// Why there is no room for a connection.
@@ -93,6 +108,18 @@ pub enum Refusal {
     /// The node is draining.
     #[error("the node is shutting down")]
     Draining,
+}
+
+impl Refusal {
+    /// A short constant name for metrics.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Connections => "connections",
+            Self::Unauthenticated => "unauthenticated",
+            Self::UnauthenticatedPerIp => "unauthenticated_per_ip",
+            Self::Draining => "draining",
+        }
+    }
 }
 
 /// Why an accepted connection did not become a leg.
@@ -115,4 +142,16 @@ pub enum AcceptError {
     /// There was no room for it, and the client was told.
     #[error("refused: {0}")]
     Refused(Refusal),
+}
+
+impl AcceptError {
+    /// A short constant name for metrics.
+    pub const fn label(&self) -> &'static str {
+        match self {
+            Self::Tls(_) => "tls",
+            Self::Io(_) => "io",
+            Self::NoUpgrade { .. } => "upgrade",
+            Self::Refused(_) => "refused",
+        }
+    }
 }

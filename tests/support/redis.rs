@@ -228,6 +228,8 @@ pub fn join(settings: &config::Redis, name: &str) -> Arc<RedisRendezvous> {
 
 pub fn join_with(settings: &config::Redis, name: &str, pace: Pace) -> Arc<RedisRendezvous> {
     let facts = NodeFacts {
+        load: None,
+        telemetry: None,
         id: NodeId::started(name),
         name: name.into(),
         bridge_address: bridge(name),
@@ -252,7 +254,7 @@ pub async fn away(rendezvous: &RedisRendezvous) {
 }
 
 pub fn offer(token: &str) -> Offer {
-    Offer::new(PairingKey::new(&Token::new(token), None))
+    Offer::new(PairingKey::new(&Token::new(token), None), None)
 }
 
 /// Offers, and waits for the answer.

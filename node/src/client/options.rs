@@ -8,9 +8,12 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use nymea_remoteproxy::client::{Connector, SetupError};
 use nymea_remoteproxy::protocol::Token;
+use nymea_remoteproxy::trace_parent::TraceParent;
 use uuid::Uuid;
 
 const TOKEN_VARIABLE: &str = "REMOTEPROXY_TOKEN";
+/// Where the standard says that a parent process leaves its trace.
+const TRACE_VARIABLE: &str = "TRACEPARENT";
 /// A node takes requests of 10 KiB; anything near that is not a token.
 const MAX_TOKEN_FILE: u64 = 64 * 1024;
 
@@ -58,6 +61,10 @@ pub(crate) struct Options {
     /// is temporarily not available.
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     pub(crate) wait: Option<Duration>,
+    /// Have the proxy record a trace of this connection, and show its id. With TRACEPARENT in the
+    /// environment (W3C Trace Context), that trace is continued, with or without this option.
+    #[arg(long)]
+    trace: bool,
     /// After the end of input, receive until nothing has come for this long
     /// [default: 0s, with --listen and --connect 5s].
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
@@ -140,6 +147,14 @@ impl Options {
         }
         if let Some(uuid) = self.uuid {
             connector = connector.uuid(uuid);
+        }
+        let parent = std::env::var(TRACE_VARIABLE).ok().and_then(|text| text.parse().ok());
+        if let Some(parent) = parent.or_else(|| self.trace.then(|| TraceParent::new(true))) {
+            let sampled = parent.sampled || self.trace;
+            connector = connector.trace_parent(TraceParent { sampled, ..parent });
+            if self.trace {
+                crate::say(&format!("trace id: {}", parent.trace_id()));
+            }
         }
         match (&self.ca, &self.fingerprint) {
             (Some(file), _) => connector.ca(file),

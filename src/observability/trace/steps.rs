@@ -301,6 +301,7 @@ impl Setup {
 }
 
 /// Fetching the first endpoint from its node.
+#[derive(Clone)]
 pub struct Bridging {
     tracer: Tracer,
     me: Option<TraceParent>,

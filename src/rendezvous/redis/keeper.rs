@@ -70,7 +70,8 @@ impl Keeper {
         let patience = self.core.patience;
         let connected = self.target.connect(patience).await;
         let (mut connection, server) = connected.map_err(|error| error.to_string())?;
-        let lease = self.core.scripts.lease();
+        let facts = self.core.facts();
+        let lease = self.core.scripts.lease(&facts);
         let refreshed = timeout(patience, lease.invoke_async(&mut connection)).await;
         let was_there: bool = refreshed
             .map_err(|_| "no answer in time".to_owned())?
@@ -83,7 +84,7 @@ impl Keeper {
     async fn serve(&mut self) {
         let core = Arc::clone(&self.core);
         core.local().start_over();
-        let mut refresh_at = Instant::now() + core.pace.refresh;
+        let mut refresh_at = Instant::now();
         let mut rest_until = Instant::now();
         loop {
             tokio::select! {
@@ -105,10 +106,15 @@ impl Keeper {
     /// Keeps the lease, and notices if data was lost. False if that failed.
     async fn refresh(&mut self) -> bool {
         let core = &self.core;
-        let asked = core
-            .link
-            .ask(async |connection| core.scripts.lease().invoke_async::<bool>(connection).await);
+        let facts = core.facts();
+        let lease = core.scripts.lease(&facts);
+        let asked =
+            core.link.ask("lease", async |connection| lease.invoke_async::<bool>(connection).await);
         let Ok(was_there) = asked.await else { return false };
+        let list = core.scripts.list(&facts);
+        let listed = core.link.ask("list", async |connection| list.query_async(connection).await);
+        // For who looks at the cluster; nothing depends on it, and it is said again soon.
+        let _or_soon: Result<u8, _> = listed.await;
         let server = match &self.target {
             // Masters change below a connection that stays.
             Target::Cluster(_) => core.link.masters(core.patience).await,
@@ -165,7 +171,13 @@ async fn run_errand(core: &Core, key: &PairingKey, errand: Errand) -> bool {
             core.scripts.stand(&tunnel, *core.epoch.borrow())
         }
     };
-    core.link.ask(async |connection| call.invoke_async::<u8>(connection).await).await.is_ok()
+    let command = match errand {
+        Errand::Release(..) => "release",
+        Errand::Stand => "stand",
+    };
+    let told =
+        core.link.ask(command, async |connection| call.invoke_async::<u8>(connection).await).await;
+    told.is_ok()
 }
 
 /// Nothing of this node stays.
@@ -174,8 +186,13 @@ async fn farewell(core: &Core) {
     core.local().release_all();
     let all = async {
         while core.local().has_errands() && run_errands(core, BATCH).await {}
-        let farewell = core.scripts.farewell();
-        core.link.ask(async |connection| farewell.query_async::<u8>(connection).await).await
+        let (farewell, unlist) = (core.scripts.farewell(), core.scripts.unlist(core.node.as_str()));
+        core.link
+            .ask("farewell", async |connection| {
+                unlist.query_async::<u8>(connection).await?;
+                farewell.query_async::<u8>(connection).await
+            })
+            .await
     };
     if let Ok(Ok(_)) = timeout(core.pace.farewell, all).await {
         debug!("nothing of this node is left in Redis");

@@ -27,6 +27,11 @@ impl Keys {
         text
     }
 
+    /// The nodes by their ids, as each describes itself.
+    pub(super) fn nodes(&self) -> String {
+        format!("{}nodes", self.prefix)
+    }
+
     /// The lease of a node.
     pub(super) fn node(&self, node: &NodeId) -> String {
         format!("{}node:{node}", self.prefix)
@@ -58,6 +63,7 @@ mod tests {
         );
         let node = NodeId::new("proxy-1", 0xab);
         assert_eq!(keys.node(&node), "test:node:proxy-1-00000000000000ab");
+        assert_eq!(keys.nodes(), "test:nodes");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! against the connection takes it out of use until the keeper has made a new one.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use redis::{ErrorKind, FromRedisValue, RedisError, ServerErrorKind};
@@ -12,6 +12,7 @@ use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use super::target::Connection;
+use crate::observability::{EventKind, Journal, Metrics, Telemetry};
 
 /// Whether Redis answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,11 +28,14 @@ pub enum Health {
 
 /// A command without an answer. Whether it was carried out is unknown.
 #[derive(Debug, Error)]
-pub(super) enum Unanswered {
+pub enum Unanswered {
+    /// There is no connection.
     #[error("not connected")]
     Away,
+    /// Redis is silent.
     #[error("no answer in time")]
     Timeout,
+    /// Redis refuses, or the connection broke.
     #[error(transparent)]
     Redis(#[from] RedisError),
 }
@@ -39,6 +43,8 @@ pub(super) enum Unanswered {
 /// See the module.
 pub(super) struct Link {
     patience: Duration,
+    metrics: Arc<Metrics>,
+    journal: Arc<Journal>,
     current: watch::Sender<Option<Wire>>,
     health: watch::Sender<Health>,
     last_answer: Mutex<Instant>,
@@ -56,10 +62,12 @@ struct Wire {
 }
 
 impl Link {
-    pub(super) fn new(patience: Duration) -> Self {
+    pub(super) fn new(patience: Duration, telemetry: Option<&Telemetry>) -> Self {
         let now = Instant::now();
         Self {
             patience,
+            metrics: telemetry.map_or_else(Metrics::off, |it| Arc::clone(&it.metrics)),
+            journal: telemetry.map(|it| Arc::clone(&it.journal)).unwrap_or_default(),
             current: watch::Sender::new(None),
             health: watch::Sender::new(Health::Away { since: now }),
             last_answer: Mutex::new(now),
@@ -72,13 +80,22 @@ impl Link {
     /// Asks Redis something, over the connection of the moment.
     pub(super) async fn ask<T: FromRedisValue>(
         &self,
+        command: &'static str,
         call: impl AsyncFnOnce(&mut Connection) -> Result<T, RedisError>,
     ) -> Result<T, Unanswered> {
         let Some(Wire { number, mut connection }) = self.wire().await else {
+            self.metrics.redis(command, "away", Duration::ZERO);
             return Err(Unanswered::Away);
         };
         let asked_at = Instant::now();
-        match timeout(self.patience, call(&mut connection)).await {
+        let answered = timeout(self.patience, call(&mut connection)).await;
+        let outcome = match &answered {
+            Ok(Ok(_)) => "ok",
+            Ok(Err(_)) => "error",
+            Err(_) => "timeout",
+        };
+        self.metrics.redis(command, outcome, asked_at.elapsed());
+        match answered {
             Ok(Ok(answer)) => {
                 set_to_now(&self.last_answer);
                 Ok(answer)
@@ -122,7 +139,10 @@ impl Link {
         let number = self.wires.fetch_add(1, Ordering::Relaxed) + 1;
         self.current.send_replace(Some(Wire { number, connection }));
         match self.health.send_replace(Health::Up) {
-            Health::Away { since } => info!(after = ?since.elapsed(), "Redis answers"),
+            Health::Away { since } => {
+                self.journal.note(EventKind::State, "Redis answers");
+                info!(after = ?since.elapsed(), "Redis answers");
+            }
             Health::Up => {}
         }
     }
@@ -132,6 +152,7 @@ impl Link {
         if self.told.swap(true, Ordering::Relaxed) {
             debug!(reason, "cannot connect to Redis");
         } else {
+            self.journal.note(EventKind::Trouble, "Redis is away");
             warn!(reason, "Redis is away");
         }
     }
@@ -186,6 +207,7 @@ impl Link {
         });
         if gone {
             self.told.store(true, Ordering::Relaxed);
+            self.journal.note(EventKind::Trouble, "Redis is away");
             warn!(reason, "Redis is away");
             self.health.send_replace(Health::Away { since: Instant::now() });
         }

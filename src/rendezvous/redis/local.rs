@@ -32,6 +32,8 @@ pub(super) struct Local {
     /// The keys of the errands that nobody is on; each once.
     queue: VecDeque<PairingKey>,
     errand_count: usize,
+    /// Errands that there was no room for.
+    dropped: u64,
 }
 
 /// What must be said about one key, in this order.
@@ -160,14 +162,14 @@ impl Local {
                 }
                 Answer::Wait
             }
-            Told::Claimed { owner, address, secret } => {
+            Told::Claimed { owner, address, secret, trace } => {
                 self.leave(offer);
                 let home = if owner.node == here {
-                    let owner = Offer { key: offer.key, id: owner.offer, secret };
+                    let owner = Offer { key: offer.key, id: owner.offer, secret, trace };
                     self.claimed(owner, offer.id);
                     Home::Here
                 } else {
-                    Home::There { address, secret }
+                    Home::There { address, secret, trace }
                 };
                 Answer::Claimed(Waiting { id: owner.offer, home })
             }
@@ -293,6 +295,11 @@ impl Local {
         }
     }
 
+    /// Errands that wait, and those that there was no room for.
+    pub(super) fn backlog(&self) -> (usize, u64) {
+        (self.errand_count, self.dropped)
+    }
+
     /// Whether anything must be told.
     pub(super) fn has_errands(&self) -> bool {
         !self.queue.is_empty()
@@ -368,6 +375,7 @@ impl Local {
 
     fn errand(&mut self, key: PairingKey, errand: Errand) {
         if self.errand_count >= MAX_ERRANDS {
+            self.dropped += 1;
             return;
         }
         let errands = self.errands.entry(key).or_default();

@@ -9,7 +9,7 @@ const HERE: &str = "here";
 fn offers<const N: usize>(local: &mut Local) -> [Offer; N] {
     let key = PairingKey::new(&Token::new("t"), None);
     [(); N].map(|()| {
-        let offer = Offer::new(key);
+        let offer = Offer::new(key, None);
         assert!(!local.enter(&offer));
         local.ask(&offer);
         offer
@@ -18,7 +18,7 @@ fn offers<const N: usize>(local: &mut Local) -> [Offer; N] {
 
 fn claimed(offer: &Offer, node: &str) -> Told {
     let owner = Owner { offer: offer.id, node: node.into(), epoch: "0".into() };
-    Told::Claimed { owner, address: "there:1".into(), secret: offer.secret }
+    Told::Claimed { owner, address: "there:1".into(), secret: offer.secret, trace: None }
 }
 
 fn taken(offer: &Offer) -> Told {
@@ -97,7 +97,7 @@ fn a_claim_elsewhere_is_given_back_by_who_has_a_partner_here() {
 #[test]
 fn nothing_is_said_of_what_redis_never_heard_of() {
     let mut local = Local::default();
-    let offer = Offer::new(PairingKey::new(&Token::new("t"), None));
+    let offer = Offer::new(PairingKey::new(&Token::new("t"), None), None);
     local.enter(&offer);
     assert_eq!(answer(local.alone(&offer)), None);
     local.release(offer.key, offer.id);

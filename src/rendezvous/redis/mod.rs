@@ -11,6 +11,7 @@ mod local;
 mod scripts;
 mod target;
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -25,16 +26,17 @@ use tracing::debug;
 
 use self::keeper::Keeper;
 use self::keys::Keys;
-use self::link::{Link, Unanswered};
+use self::link::Link;
 use self::local::{Alone, Local};
 use self::scripts::{Gone, Lives, Owner, Scripts, Told};
 use self::target::Target;
-use super::{Answer, Offer, Rendezvous};
+use super::{Answer, Load, NodeInfo, Offer, Rendezvous};
 use crate::config;
 use crate::ids::{NodeId, OfferId};
+use crate::observability::{Metrics, Telemetry};
 use crate::protocol::PairingKey;
 
-pub use self::link::Health;
+pub use self::link::{Health, Unanswered};
 pub use self::target::SetupError;
 
 /// How often an entry may change while one question is being asked, until it is asked anew.
@@ -43,7 +45,7 @@ const ROUNDS: usize = 5;
 const MAX_PAUSE: Duration = Duration::from_secs(2);
 
 /// Who this node is to the others.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct NodeFacts {
     /// Its id; new for each start.
     pub id: NodeId,
@@ -53,7 +55,14 @@ pub struct NodeFacts {
     pub bridge_address: String,
     /// How long its endpoints wait at most.
     pub waiting: Duration,
+    /// What it is doing.
+    pub load: Option<LoadOf>,
+    /// Whom it tells of itself.
+    pub telemetry: Option<Telemetry>,
 }
+
+/// Says what a node is doing.
+pub type LoadOf = Arc<dyn Fn() -> Load + Send + Sync>;
 
 /// The rhythm in which things are done. The defaults are right; tests are in a hurry.
 #[derive(Clone, Copy, Debug)]
@@ -97,6 +106,8 @@ pub struct RedisRendezvous {
 /// What the offers and the keeper share.
 struct Core {
     node: NodeId,
+    info: NodeInfo,
+    load: Option<LoadOf>,
     patience: Duration,
     pace: Pace,
     link: Link,
@@ -124,7 +135,11 @@ impl RedisRendezvous {
         pace: Pace,
     ) -> Result<Arc<Self>, SetupError> {
         let target = Target::new(settings)?;
+        let metrics = facts.telemetry.as_ref().map(|telemetry| Arc::clone(&telemetry.metrics));
         let core = Arc::new(Core::new(settings, facts, pace));
+        if let Some(metrics) = metrics {
+            observe(&core, &metrics);
+        }
         let tasks = TaskTracker::new();
         tasks.spawn(Keeper::new(Arc::clone(&core), target).run());
         tasks.close();
@@ -141,12 +156,40 @@ impl RedisRendezvous {
         self.core.link.health()
     }
 
+    /// All nodes of the cluster: those that have a lease.
+    pub async fn nodes(&self) -> Result<Vec<NodeInfo>, Unanswered> {
+        self.core.nodes().await
+    }
+
     /// Takes everything of this node out of Redis. Nothing may be offered any more.
     pub async fn close(&self) {
         self.core.closing.cancel();
         // The task bounds its own end; this is for the case that it does not.
         let _ = timeout(self.core.pace.farewell + self.core.patience, self.tasks.wait()).await;
     }
+}
+
+fn observe(core: &Arc<Core>, metrics: &Metrics) {
+    let of = |value: fn(&Core) -> f64| {
+        let core = Arc::downgrade(core);
+        move || core.upgrade().map(|core| value(&core))
+    };
+    let up = of(|core| f64::from(u8::from(core.link.is_connected())));
+    metrics.observe(("remoteproxy.redis.up", ""), "Whether Redis answers", up);
+    #[expect(clippy::cast_precision_loss, reason = "errands are few")]
+    let backlog = of(|core| core.local().backlog().0 as f64);
+    metrics.observe(
+        ("remoteproxy.redis.backlog", ""),
+        "Releases and the like that Redis is still to be told",
+        backlog,
+    );
+    #[expect(clippy::cast_precision_loss, reason = "2^53 are enough")]
+    let dropped = of(|core| core.local().backlog().1 as f64);
+    metrics.observe_total(
+        ("remoteproxy.redis.dropped", ""),
+        "The same that there was no room for",
+        move || dropped().unwrap_or_default(),
+    );
 }
 
 impl Drop for RedisRendezvous {
@@ -189,32 +232,64 @@ impl Core {
             standing: pace.standing,
             lease: pace.lease,
         };
-        let described = json!({
-            "node": facts.id.as_str(),
-            "name": facts.name,
-            "address": facts.bridge_address,
-            "version": env!("CARGO_PKG_VERSION"),
-            "started": humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string(),
-        });
+        let started = humantime::format_rfc3339_seconds(std::time::SystemTime::now());
+        let info = NodeInfo {
+            node: facts.id.to_string(),
+            name: facts.name,
+            address: facts.bridge_address.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            started: started.to_string(),
+            load: Load::default(),
+        };
         let keys = Keys::new(&settings.prefix);
-        let scripts = Scripts::new(
-            keys,
-            facts.id.clone(),
-            facts.bridge_address,
-            described.to_string(),
-            lives,
-        );
+        let scripts = Scripts::new(keys, facts.id.clone(), facts.bridge_address, lives);
         Self {
             node: facts.id,
+            info,
+            load: facts.load,
             patience: settings.timeout,
             pace,
-            link: Link::new(settings.timeout),
+            link: Link::new(settings.timeout, facts.telemetry.as_ref()),
             scripts,
             local: Mutex::default(),
             errands: Notify::new(),
             epoch: watch::Sender::new(0),
             closing: CancellationToken::new(),
         }
+    }
+
+    /// This node as it is now.
+    fn info(&self) -> NodeInfo {
+        let load = self.load.as_ref().map(|load| load()).unwrap_or_default();
+        NodeInfo { load, ..self.info.clone() }
+    }
+
+    fn facts(&self) -> String {
+        json!(self.info()).to_string()
+    }
+
+    /// All nodes with a lease; this one as it is now.
+    async fn nodes(&self) -> Result<Vec<NodeInfo>, Unanswered> {
+        let listed = self.scripts.listed();
+        let listed: HashMap<String, String> =
+            self.link.ask("nodes", async |connection| listed.query_async(connection).await).await?;
+        let mut nodes = vec![self.info()];
+        for (node, facts) in listed {
+            if node == self.node.as_str() {
+                continue;
+            }
+            if self.is_alive(&node).await? {
+                nodes.extend(serde_json::from_str::<NodeInfo>(&facts));
+            } else {
+                let unlist = self.scripts.unlist(&node);
+                let asked = self
+                    .link
+                    .ask("nodes", async |connection| unlist.query_async::<u8>(connection).await);
+                asked.await?;
+            }
+        }
+        nodes.sort_by(|one, other| (&one.name, &one.node).cmp(&(&other.name, &other.node)));
+        Ok(nodes)
     }
 
     fn local(&self) -> MutexGuard<'_, Local> {
@@ -277,7 +352,7 @@ impl Core {
         for _ in 0..ROUNDS {
             gone.released.extend(self.local().released(&offer.key));
             let call = self.scripts.offer(offer, *self.epoch.borrow(), &gone);
-            let asked = self.link.ask(async |connection| {
+            let asked = self.link.ask("offer", async |connection| {
                 self.local().ask(offer);
                 call.invoke_async::<Vec<String>>(connection).await
             });
@@ -324,7 +399,7 @@ impl Core {
             return Ok(true);
         }
         let command = self.scripts.is_alive(node);
-        self.link.ask(async |connection| command.query_async(connection).await).await
+        self.link.ask("alive", async |connection| command.query_async(connection).await).await
     }
 }
 

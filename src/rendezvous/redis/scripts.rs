@@ -9,13 +9,13 @@ use super::local::{Role, Tunnel};
 use crate::ids::{NodeId, OfferId};
 use crate::protocol::PairingKey;
 use crate::rendezvous::{Offer, Secret};
+use crate::trace_parent::TraceParent;
 
 /// Builds the calls of one node.
 pub(super) struct Scripts {
     keys: Keys,
     node: NodeId,
     address: String,
-    facts: String,
     lives: Lives,
     offer: Script,
     release: Script,
@@ -46,7 +46,7 @@ pub(super) struct Gone {
 #[derive(Debug)]
 pub(super) enum Told {
     Wait,
-    Claimed { owner: Owner, address: String, secret: Secret },
+    Claimed { owner: Owner, address: String, secret: Secret, trace: Option<TraceParent> },
     Taken { owner: Owner, claimer: String, claimer_node: String },
 }
 
@@ -59,18 +59,11 @@ pub(super) struct Owner {
 }
 
 impl Scripts {
-    pub(super) fn new(
-        keys: Keys,
-        node: NodeId,
-        address: String,
-        facts: String,
-        lives: Lives,
-    ) -> Self {
+    pub(super) fn new(keys: Keys, node: NodeId, address: String, lives: Lives) -> Self {
         Self {
             keys,
             node,
             address,
-            facts,
             lives,
             offer: Script::new(include_str!("lua/offer.lua")),
             release: Script::new(include_str!("lua/release.lua")),
@@ -86,6 +79,7 @@ impl Scripts {
             Some((dead, epoch)) => (dead.to_string(), epoch.as_str()),
             None => (String::new(), ""),
         };
+        call.arg(offer.trace.map(|trace| trace.to_string()).unwrap_or_default());
         call.arg(dead).arg(its_epoch).arg(&gone.claimers);
         for released in &gone.released {
             call.arg(released.to_string());
@@ -116,10 +110,26 @@ impl Scripts {
         call
     }
 
-    pub(super) fn lease(&self) -> ScriptInvocation<'_> {
+    /// This node is alive; `facts` say who it is.
+    pub(super) fn lease(&self, facts: &str) -> ScriptInvocation<'_> {
         let mut call = self.lease.key(self.keys.node(&self.node));
-        call.arg(&self.facts).arg(millis(self.lives.lease));
+        call.arg(facts).arg(millis(self.lives.lease));
         call
+    }
+
+    /// The same for those who want to know all nodes. Who has no lease does not count there.
+    pub(super) fn list(&self, facts: &str) -> redis::Cmd {
+        redis::Cmd::hset(self.keys.nodes(), self.node.as_str(), facts)
+    }
+
+    /// All nodes by their ids, with their facts.
+    pub(super) fn listed(&self) -> redis::Cmd {
+        redis::Cmd::hgetall(self.keys.nodes())
+    }
+
+    /// A node is not to be listed any more.
+    pub(super) fn unlist(&self, node: &str) -> redis::Cmd {
+        redis::Cmd::hdel(self.keys.nodes(), node)
     }
 
     /// Whether a node has a lease.
@@ -154,10 +164,11 @@ impl Told {
         let texts: Vec<_> = answer.iter().map(String::as_str).collect();
         Some(match texts[..] {
             ["wait"] => Self::Wait,
-            ["claimed", offer, node, epoch, address, secret] => Self::Claimed {
+            ["claimed", offer, node, epoch, address, secret, trace] => Self::Claimed {
                 owner: Owner::read(offer, node, epoch)?,
                 address: address.into(),
                 secret: read_secret(secret)?,
+                trace: trace.parse().ok(),
             },
             ["taken", offer, node, epoch, claimer, claimer_node] => Self::Taken {
                 owner: Owner::read(offer, node, epoch)?,

@@ -8,6 +8,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_tungstenite::tungstenite::error::{Error as WsError, ProtocolError};
 use tokio_tungstenite::tungstenite::handshake::server::{create_response, write_response};
 
+use crate::trace_parent::TraceParent;
 use crate::transport::{AcceptError, Refusal};
 
 /// The largest request head, in bytes.
@@ -15,11 +16,19 @@ const MAX_HEAD: usize = 8 * 1024;
 /// The most header fields.
 const MAX_HEADERS: usize = 64;
 
-/// Reads the upgrade request and answers it. Returns the bytes that came behind it.
+/// What a good request leads to.
+pub(super) struct Upgraded {
+    /// The bytes that came behind it.
+    pub(super) rest: Vec<u8>,
+    /// The trace that its client wants to be continued (W3C Trace Context).
+    pub(super) trace_parent: Option<TraceParent>,
+}
+
+/// Reads the upgrade request and answers it.
 pub(super) async fn upgrade<S>(
     stream: &mut S,
     refusal: Option<Refusal>,
-) -> Result<Vec<u8>, AcceptError>
+) -> Result<Upgraded, AcceptError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -29,7 +38,7 @@ where
             Err(error.unwrap_or(AcceptError::NoUpgrade { status: status.as_u16(), why }))
         }
         Ok(Err(error)) => Err(AcceptError::Io(error)),
-        Ok(Ok(rest)) => Ok(rest),
+        Ok(Ok(upgraded)) => Ok(upgraded),
     }
 }
 
@@ -49,7 +58,7 @@ impl Rejected {
 async fn handshake<S>(
     stream: &mut S,
     refusal: Option<Refusal>,
-) -> Result<io::Result<Vec<u8>>, Rejected>
+) -> Result<io::Result<Upgraded>, Rejected>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -78,7 +87,10 @@ where
     if let Err(error) = stream.write_all(&bytes).await {
         return Ok(Err(error));
     }
-    Ok(stream.flush().await.map(|()| head.split_off(length)))
+    // One that makes no sense is as good as none.
+    let trace_parent = request.headers().get("traceparent");
+    let trace_parent = trace_parent.and_then(|value| value.to_str().ok()?.parse().ok());
+    Ok(stream.flush().await.map(|()| Upgraded { rest: head.split_off(length), trace_parent }))
 }
 
 /// The request and the length of its head, once the head is complete.
