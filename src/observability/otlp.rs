@@ -17,7 +17,7 @@ use thiserror::Error;
 use tracing::{info, warn};
 
 use super::Metrics;
-use crate::config;
+use crate::config::{self, OtlpProtocol};
 use crate::ids::NodeId;
 use crate::trace_parent::TraceParent;
 
@@ -79,34 +79,12 @@ impl Exporters {
         let env = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let plan = Plan::new(settings, &env)?;
         let spans = plan.traces.map(|(signal, sampling)| {
-            let exporter = match &signal {
-                Signal::Environment => build(|| SpanExporter::builder().build()),
-                Signal::Grpc(url) => {
-                    SpanExporter::builder().with_tonic().with_endpoint(url).build()
-                }
-                Signal::Http(url) => build(|| {
-                    let http = SpanExporter::builder().with_http();
-                    let url = format!("{}/v1/traces", url.trim_end_matches('/'));
-                    http.with_protocol(Protocol::HttpBinary).with_endpoint(url).build()
-                }),
-            };
-            let exporter = exporter.map_err(TelemetryError::Exporter)?;
+            let exporter = build(|| span_exporter(&signal)).map_err(TelemetryError::Exporter)?;
             Ok(SpanExporting { exporter, sampling, collector: Collector::default() })
         });
-        let metrics = plan.metrics.map(|signal| {
-            let exporter = match &signal {
-                Signal::Environment => build(|| MetricExporter::builder().build()),
-                Signal::Grpc(url) => {
-                    MetricExporter::builder().with_tonic().with_endpoint(url).build()
-                }
-                Signal::Http(url) => build(|| {
-                    let http = MetricExporter::builder().with_http();
-                    let url = format!("{}/v1/metrics", url.trim_end_matches('/'));
-                    http.with_protocol(Protocol::HttpBinary).with_endpoint(url).build()
-                }),
-            };
-            exporter.map_err(TelemetryError::Exporter)
-        });
+        let metrics = plan
+            .metrics
+            .map(|signal| build(|| metric_exporter(&signal)).map_err(TelemetryError::Exporter));
         Ok(Self {
             spans: spans.transpose()?,
             metrics: metrics.transpose()?,
@@ -127,6 +105,46 @@ fn build<T: Send>(make: impl FnOnce() -> T + Send) -> T {
     })
 }
 
+fn span_exporter(signal: &Signal) -> Result<SpanExporter, ExporterBuildError> {
+    let exporter = SpanExporter::builder();
+    match signal {
+        Signal::Environment(None) => exporter.build(),
+        Signal::Environment(Some(OtlpProtocol::Grpc)) => exporter.with_tonic().build(),
+        Signal::Environment(Some(OtlpProtocol::Http)) => {
+            exporter.with_http().with_protocol(Protocol::HttpBinary).build()
+        }
+        Signal::Settings(OtlpProtocol::Grpc, url) => {
+            exporter.with_tonic().with_endpoint(url).build()
+        }
+        Signal::Settings(OtlpProtocol::Http, url) => {
+            let exporter = exporter.with_http().with_protocol(Protocol::HttpBinary);
+            exporter.with_endpoint(below(url, "v1/traces")).build()
+        }
+    }
+}
+
+fn metric_exporter(signal: &Signal) -> Result<MetricExporter, ExporterBuildError> {
+    let exporter = MetricExporter::builder();
+    match signal {
+        Signal::Environment(None) => exporter.build(),
+        Signal::Environment(Some(OtlpProtocol::Grpc)) => exporter.with_tonic().build(),
+        Signal::Environment(Some(OtlpProtocol::Http)) => {
+            exporter.with_http().with_protocol(Protocol::HttpBinary).build()
+        }
+        Signal::Settings(OtlpProtocol::Grpc, url) => {
+            exporter.with_tonic().with_endpoint(url).build()
+        }
+        Signal::Settings(OtlpProtocol::Http, url) => {
+            let exporter = exporter.with_http().with_protocol(Protocol::HttpBinary);
+            exporter.with_endpoint(below(url, "v1/metrics")).build()
+        }
+    }
+}
+
+fn below(url: &str, path: &str) -> String {
+    format!("{}/{path}", url.trim_end_matches('/'))
+}
+
 fn resource(env: &dyn Fn(&str) -> Option<String>, node: &NodeId, name: &str) -> Resource {
     let given = env("OTEL_RESOURCE_ATTRIBUTES").unwrap_or_default();
     let is_named = env("OTEL_SERVICE_NAME").is_some() || given.contains("service.name=");
@@ -145,10 +163,10 @@ fn resource(env: &dyn Fn(&str) -> Option<String>, node: &NodeId, name: &str) -> 
 /// Where one kind of data goes.
 #[derive(Clone, Debug, PartialEq)]
 enum Signal {
-    /// Where the environment says.
-    Environment,
-    Grpc(String),
-    Http(String),
+    /// Where the environment says; without a protocol here, also as it says.
+    Environment(Option<OtlpProtocol>),
+    /// Where the settings say.
+    Settings(OtlpProtocol, String),
 }
 
 /// What goes where.
@@ -167,28 +185,31 @@ impl Plan {
         if is_off || !settings.enabled {
             return Ok(Self { traces: None, metrics: None });
         }
-        let signal = |wanted: bool, switch: &'static str, own: &str| {
+        let signal = |wanted: bool, switch: &'static str, own: [&str; 2]| {
             match env(switch).as_deref() {
                 Some("none") => return Ok(None),
                 Some("otlp") | None => {}
                 Some(_) => return Err(TelemetryError::Variable(switch, "otlp or none")),
             }
-            let signal = if env("OTEL_EXPORTER_OTLP_ENDPOINT").or_else(|| env(own)).is_some() {
-                Some(Signal::Environment)
+            let given = |own: &str, common: &str| env(own).or_else(|| env(common)).is_some();
+            let (protocol, [endpoint, its_protocol]) = (settings.protocol, own);
+            let signal = if given(endpoint, "OTEL_EXPORTER_OTLP_ENDPOINT") {
+                let says_how = given(its_protocol, "OTEL_EXPORTER_OTLP_PROTOCOL");
+                Some(Signal::Environment((!says_how).then_some(protocol)))
             } else {
-                settings.endpoint.clone().map(|url| match settings.protocol {
-                    config::OtlpProtocol::Grpc => Signal::Grpc(url),
-                    config::OtlpProtocol::Http => Signal::Http(url),
-                })
+                settings.endpoint.clone().map(|url| Signal::Settings(protocol, url))
             };
             Ok(signal.filter(|_| wanted))
         };
-        let traces =
-            signal(settings.traces, "OTEL_TRACES_EXPORTER", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")?;
+        let traces = signal(
+            settings.traces,
+            "OTEL_TRACES_EXPORTER",
+            ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"],
+        )?;
         let metrics = signal(
             settings.metrics,
             "OTEL_METRICS_EXPORTER",
-            "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
+            ["OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "OTEL_EXPORTER_OTLP_METRICS_PROTOCOL"],
         )?;
         let sampling = sampling(settings, env)?;
         Ok(Self { traces: traces.map(|signal| (signal, sampling)), metrics })
@@ -301,12 +322,15 @@ mod tests {
             sample: 0.5,
             ..config::Telemetry::default()
         };
-        let of_settings = Signal::Grpc("http://settings:4317".into());
+        let of_settings = Signal::Settings(OtlpProtocol::Grpc, "http://settings:4317".into());
         let by = |env: &[(&str, &str)]| plan(&settings, env).expect("a plan");
         let half = Sampling { ratio: 0.5, follow_clients: true };
         assert_eq!(by(&[]).traces, Some((of_settings.clone(), half)));
         let endpoint = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://environment:4317");
-        assert_eq!(by(&[endpoint]).traces, Some((Signal::Environment, half)));
+        let of_environment = Signal::Environment(Some(OtlpProtocol::Grpc));
+        assert_eq!(by(&[endpoint]).traces, Some((of_environment, half)));
+        let protocol = ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf");
+        assert_eq!(by(&[endpoint, protocol]).traces, Some((Signal::Environment(None), half)));
         assert_eq!(by(&[endpoint]).metrics, Some(of_settings));
         assert_eq!(by(&[("OTEL_TRACES_EXPORTER", "none")]).traces, None);
         assert_eq!(by(&[("OTEL_SDK_DISABLED", "true")]).metrics, None);

@@ -13,6 +13,7 @@ use std::time::Duration;
 use futures_util::{SinkExt, StreamExt};
 use nymea_remoteproxy::config::Config;
 use nymea_remoteproxy::node::{Node, Prepared};
+use nymea_remoteproxy::trace_parent::TraceParent;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -21,6 +22,8 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::handshake::client::Request;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
@@ -129,8 +132,20 @@ impl Endpoint {
     }
 
     pub async fn try_connect(node: &impl Listening) -> Result<Self, WsError> {
+        Self::upgrade(node, "wss://localhost/".into_client_request()?).await
+    }
+
+    /// Its upgrade request has this `traceparent`.
+    pub async fn traced(node: &impl Listening, trace_parent: TraceParent) -> Self {
+        let mut request = "wss://localhost/".into_client_request().expect("a request");
+        let value = trace_parent.to_string().parse().expect("a value");
+        request.headers_mut().insert("traceparent", value);
+        Box::pin(Self::upgrade(node, request)).await.expect("upgrade")
+    }
+
+    async fn upgrade(node: &impl Listening, request: Request) -> Result<Self, WsError> {
         let config = WebSocketConfig::default().max_message_size(None).max_frame_size(None);
-        let upgrade = client_async_with_config("wss://localhost/", tls(node).await, Some(config));
+        let upgrade = client_async_with_config(request, tls(node).await, Some(config));
         let (ws, _) = soon("upgrade", upgrade).await?;
         Ok(Self { ws: Box::new(ws) })
     }
@@ -201,6 +216,11 @@ impl Endpoint {
             Message::Close(Some(frame)) => frame.code.into(),
             other => panic!("not a close with a code: {other:?}"),
         }
+    }
+
+    /// Says goodbye in order.
+    pub async fn leave(&mut self) {
+        self.send(Message::Close(None)).await;
     }
 
     /// The next must be this close, and then the end.

@@ -7,7 +7,7 @@
 
 mod steps;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use opentelemetry::trace::{
@@ -38,6 +38,35 @@ struct Inner {
     batch: BatchSpanProcessor,
     scope: InstrumentationScope,
     sampling: Sampling,
+    clock: Clock,
+}
+
+/// Tells what time it was, the same for the same moment, so that spans that meet do not overlap.
+struct Clock {
+    known: Mutex<(Instant, SystemTime)>,
+}
+
+impl Clock {
+    /// The system's time is believed again when it has moved this far by itself.
+    const TOLERANCE: Duration = Duration::from_millis(100);
+
+    fn new() -> Self {
+        Self { known: Mutex::new((Instant::now(), SystemTime::now())) }
+    }
+
+    fn time_of(&self, moment: Instant) -> SystemTime {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let (now, time) = (Instant::now(), SystemTime::now());
+        let expected = known.1 + now.saturating_duration_since(known.0);
+        let off = time.duration_since(expected).unwrap_or_else(|before| before.duration());
+        if off > Self::TOLERANCE {
+            *known = (now, time);
+        }
+        match moment.checked_duration_since(known.0) {
+            Some(since) => known.1 + since,
+            None => known.1 - known.0.saturating_duration_since(moment),
+        }
+    }
 }
 
 /// Something that was done.
@@ -67,7 +96,7 @@ impl Tracer {
             let scope = InstrumentationScope::builder("nymea-remoteproxy")
                 .with_version(env!("CARGO_PKG_VERSION"))
                 .build();
-            Arc::new(Inner { batch, scope, sampling })
+            Arc::new(Inner { batch, scope, sampling, clock: Clock::new() })
         }))
     }
 
@@ -88,8 +117,6 @@ impl Tracer {
 
     fn tell(&self, span: Span) {
         let Some(inner) = self.0.as_ref().filter(|_| span.me.sampled) else { return };
-        let (now, instant) = (SystemTime::now(), Instant::now());
-        let wall = |at: Instant| now - instant.saturating_duration_since(at);
         let mut links = SpanLinks::default();
         links.links =
             span.links.into_iter().map(|to| Link::new(context(to, true), Vec::new(), 0)).collect();
@@ -99,8 +126,8 @@ impl Tracer {
             parent_span_is_remote: false,
             span_kind: span.kind,
             name: span.name.into(),
-            start_time: wall(span.began),
-            end_time: wall(span.ended),
+            start_time: inner.clock.time_of(span.began),
+            end_time: inner.clock.time_of(span.ended),
             attributes: span.facts,
             dropped_attributes_count: 0,
             events: SpanEvents::default(),

@@ -1,0 +1,231 @@
+//! What a collector is told of tunnels by two node processes.
+
+#[path = "support/cluster.rs"]
+mod cluster;
+#[path = "support/collector.rs"]
+mod collector;
+mod support;
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::process::Command;
+
+use nymea_remoteproxy::trace_parent::TraceParent;
+use opentelemetry_proto::tonic::trace::v1::Span;
+use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
+use tokio_tungstenite::tungstenite::Message;
+
+use cluster::endpoints::cluster::Certificates;
+use cluster::endpoints::redis::{Server, until};
+use cluster::endpoints::{Endpoint, Listening};
+use cluster::{Member, talk};
+use collector::{Collector, texts};
+use support::{Running, command};
+
+const TOKEN: &str = "the-token-that-nobody-may-see";
+const NONCE: &str = "the-nonce-that-nobody-may-see";
+const PAYLOAD: &str = "the-payload-that-nobody-may-see";
+
+/// A node that tells a collector all it has, without much delay.
+fn told_to(endpoint: &str) -> Command {
+    let mut node = command(&[]);
+    node.env("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
+        .env("OTEL_BSP_SCHEDULE_DELAY", "50")
+        .env("OTEL_METRIC_EXPORT_INTERVAL", "200");
+    node
+}
+
+/// Two nodes that tell a collector.
+async fn two_nodes(redis: &Server, endpoint: &str) -> [Member; 2] {
+    let certificates = Certificates::new();
+    let redis = [("URL", redis.url())];
+    let nodes = [(); 2].map(|()| {
+        Member::start(told_to(endpoint), Ipv4Addr::LOCALHOST.into(), &certificates, &redis)
+    });
+    for node in &nodes {
+        until("the node is ready", async || node.is_ready().await).await;
+    }
+    nodes
+}
+
+async fn waiting(node: &Member, trace: TraceParent, uuid: &str) -> Endpoint {
+    let mut endpoint = Endpoint::traced(node, trace).await;
+    let who = format!(r#""uuid":"{uuid}","name":"n""#);
+    endpoint.authenticate(&format!(r#""token":"{TOKEN}","nonce":"{NONCE}",{who}"#)).await;
+    endpoint
+}
+
+/// The spans of one trace.
+struct Trace(Vec<(HashMap<String, String>, Span)>);
+
+impl Trace {
+    fn of(collector: &Collector, id: &[u8]) -> Self {
+        let spans = collector.spans().into_iter();
+        Self(spans.filter(|(_, span)| span.trace_id == id).collect())
+    }
+
+    /// The one span of this name.
+    fn one(&self, name: &str) -> &(HashMap<String, String>, Span) {
+        let found: Vec<_> = self.0.iter().filter(|(_, span)| span.name == name).collect();
+        assert_eq!(found.len(), 1, "{name} in {:?}", self.names());
+        found[0]
+    }
+
+    fn names(&self) -> Vec<&str> {
+        self.0.iter().map(|(_, span)| span.name.as_str()).collect()
+    }
+}
+
+fn links(span: &Span) -> BTreeSet<(Vec<u8>, Vec<u8>)> {
+    span.links.iter().map(|link| (link.trace_id.clone(), link.span_id.clone())).collect()
+}
+
+fn place(span: &Span) -> (Vec<u8>, Vec<u8>) {
+    (span.trace_id.clone(), span.span_id.clone())
+}
+
+fn contains(bytes: &[u8], text: &str) -> bool {
+    bytes.windows(text.len()).any(|window| window == text.as_bytes())
+}
+
+#[tokio::test]
+async fn a_tunnel_over_two_nodes_is_one_trace() {
+    let (collector, redis) = (Collector::start().await, Server::start().await);
+    let nodes = two_nodes(&redis, &format!("http://{}", collector.grpc)).await;
+    let parents = [TraceParent::new(true), TraceParent::new(true)];
+    let mut first = waiting(&nodes[0], parents[0], "u1").await;
+    until("the first endpoint's offer", async || {
+        collector.spans().iter().any(|(_, span)| span.name == "offer")
+    })
+    .await;
+    let mut second = waiting(&nodes[1], parents[1], "u2").await;
+    first.established().await;
+    second.established().await;
+
+    // The set-up is there while the tunnel stands.
+    let setups = || {
+        let spans = collector.spans().into_iter();
+        spans.filter(|(_, span)| span.name == "tunnel setup").collect::<Vec<_>>()
+    };
+    until("the set-up", async || !setups().is_empty()).await;
+    assert!(!collector.spans().iter().any(|(_, span)| span.name == "tunnel"));
+    for text in [PAYLOAD, "more"] {
+        first.send(Message::text(text)).await;
+        assert_eq!(second.text().await, text);
+    }
+    talk(&mut first, &mut second).await;
+    first.leave().await;
+    second.closed_with(1000).await;
+    let (_, setup) = setups().remove(0);
+    let tunnel = || Trace::of(&collector, &setup.trace_id);
+    until("the ends of the tunnel on both nodes", async || {
+        tunnel().names().iter().filter(|name| **name == "tunnel").count() == 2
+    })
+    .await;
+    check_tunnel(&tunnel(), &collector, parents);
+
+    until("metrics", async || !collector.metrics().is_empty()).await;
+    assert!(collector.metrics().contains(&"remoteproxy.tunnels.established".to_owned()));
+    let bytes = collector.bytes();
+    for secret in [TOKEN, NONCE, PAYLOAD] {
+        assert!(!contains(&bytes, secret), "{secret} has been exported");
+    }
+}
+
+fn check_tunnel(tunnel: &Trace, collector: &Collector, parents: [TraceParent; 2]) {
+    let (owner, setup) = tunnel.one("tunnel setup");
+    assert!(setup.parent_span_id.is_empty());
+    let node = |resource: &HashMap<String, String>| resource["service.instance.id"].clone();
+
+    // Each connection continues its client's trace, and is linked with the tunnel.
+    let mut connections = BTreeSet::new();
+    for parent in parents {
+        let trace = Trace::of(collector, &parent.trace.to_be_bytes());
+        let (_, connection) = trace.one("connection");
+        assert_eq!(connection.parent_span_id, parent.span.to_be_bytes());
+        assert_eq!(connection.kind(), SpanKind::Server);
+        assert_eq!(links(connection), BTreeSet::from([place(setup)]));
+        let facts = texts(&connection.attributes);
+        assert_eq!(facts["network.peer.address"], "127.0.0.1");
+        assert_eq!(facts["tls.protocol.version"], "1.3");
+        assert_eq!(facts["nymea.connection.outcome"], "paired");
+        for name in ["tls handshake", "websocket upgrade", "authenticate"] {
+            let (_, step) = trace.one(name);
+            assert_eq!(step.parent_span_id, connection.span_id, "{name}");
+            assert!(step.start_time_unix_nano >= connection.start_time_unix_nano, "{name}");
+            assert!(step.end_time_unix_nano <= connection.end_time_unix_nano, "{name}");
+        }
+        connections.insert(place(connection));
+    }
+    assert_eq!(links(setup), connections);
+
+    // All steps, each on its node and below the right span.
+    let (claimer, bridge) = tunnel.one("bridge");
+    let (attached_at, attach) = tunnel.one("attach");
+    assert_ne!(node(owner), node(claimer));
+    assert_eq!(node(attached_at), node(owner));
+    assert_eq!((bridge.kind(), attach.kind()), (SpanKind::Client, SpanKind::Server));
+    assert_eq!(attach.parent_span_id, bridge.span_id);
+    for (name, at) in [("offer", owner), ("wait for partner", owner), ("claim", claimer)] {
+        let (resource, step) = tunnel.one(name);
+        assert_eq!(step.parent_span_id, setup.span_id, "{name}");
+        assert_eq!(node(resource), node(at), "{name}");
+    }
+    assert_eq!(bridge.parent_span_id, setup.span_id);
+    let both = |name: &str| {
+        let of = tunnel.0.iter().filter(|(_, span)| span.name == name);
+        of.map(|(resource, _)| node(resource)).collect::<BTreeSet<_>>()
+    };
+    let nodes = BTreeSet::from([node(owner), node(claimer)]);
+    assert_eq!(both("introduce"), nodes);
+    assert_eq!(both("tunnel"), nodes);
+    for (_, span) in tunnel.0.iter().filter(|(_, span)| span.name == "tunnel") {
+        assert_eq!(links(span), BTreeSet::from([place(setup)]));
+        let facts = texts(&span.attributes);
+        let moved = (PAYLOAD.len() + "more".len() + 2 * "pingpong".len() / 2).to_string();
+        assert_eq!(facts["nymea.tunnel.forth.bytes"], moved);
+        assert_eq!(facts["nymea.tunnel.forth.messages"], "4");
+        assert_eq!(facts["nymea.tunnel.kind"], "bridged");
+        assert_eq!(facts["nymea.tunnel.close_reason"], "other_left");
+    }
+    assert_eq!(tunnel.0.len(), 10, "{:?}", tunnel.names());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn by_http_and_a_signal_loses_nothing() {
+    let collector = Collector::start().await;
+    let mut node = told_to(&format!("http://{}", collector.http));
+    // Only the end can bring anything.
+    node.env("OTEL_BSP_SCHEDULE_DELAY", "3600000")
+        .env("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
+        .args(["-p", "0"]);
+    let process = Running::of(&mut node);
+    let address = process.url().trim_start_matches("wss://").parse().expect("an address");
+    let node = Alone { process, address };
+    let mut first = Endpoint::waiting(&node, TOKEN).await;
+    let mut second = Endpoint::waiting(&node, TOKEN).await;
+    first.established().await;
+    second.established().await;
+    talk(&mut first, &mut second).await;
+    first.leave().await;
+    second.closed_with(1000).await;
+    assert!(collector.spans().is_empty());
+    node.process.signal("TERM");
+    let (code, _) = node.process.end();
+    assert_eq!(code, Some(0));
+    let names: BTreeSet<_> = collector.spans().into_iter().map(|(_, span)| span.name).collect();
+    for name in ["connection", "claim", "tunnel setup", "tunnel"] {
+        assert!(names.contains(name), "{name} is not in {names:?}");
+    }
+}
+
+struct Alone {
+    process: Running,
+    address: SocketAddr,
+}
+
+impl Listening for Alone {
+    fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
