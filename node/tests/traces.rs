@@ -17,7 +17,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 use cluster::endpoints::cluster::Certificates;
 use cluster::endpoints::redis::{Server, until};
-use cluster::endpoints::{Endpoint, Listening};
+use cluster::endpoints::{Endpoint, Listening, tunnel};
 use cluster::{Member, talk};
 use collector::{Collector, texts};
 use support::{Running, command};
@@ -86,6 +86,26 @@ fn place(span: &Span) -> (Vec<u8>, Vec<u8>) {
 
 fn contains(bytes: &[u8], text: &str) -> bool {
     bytes.windows(text.len()).any(|window| window == text.as_bytes())
+}
+
+/// A node without a cluster.
+struct Alone {
+    process: Running,
+    address: SocketAddr,
+}
+
+impl Alone {
+    fn start(command: &mut Command) -> Self {
+        let process = Running::of(command);
+        let address = process.url().trim_start_matches("wss://").parse().expect("an address");
+        Self { process, address }
+    }
+}
+
+impl Listening for Alone {
+    fn address(&self) -> SocketAddr {
+        self.address
+    }
 }
 
 #[tokio::test]
@@ -199,13 +219,8 @@ async fn by_http_and_a_signal_loses_nothing() {
     node.env("OTEL_BSP_SCHEDULE_DELAY", "3600000")
         .env("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
         .args(["-p", "0"]);
-    let process = Running::of(&mut node);
-    let address = process.url().trim_start_matches("wss://").parse().expect("an address");
-    let node = Alone { process, address };
-    let mut first = Endpoint::waiting(&node, TOKEN).await;
-    let mut second = Endpoint::waiting(&node, TOKEN).await;
-    first.established().await;
-    second.established().await;
+    let node = Alone::start(&mut node);
+    let (mut first, mut second) = tunnel(&node, TOKEN).await;
     talk(&mut first, &mut second).await;
     first.leave().await;
     second.closed_with(1000).await;
@@ -219,13 +234,42 @@ async fn by_http_and_a_signal_loses_nothing() {
     }
 }
 
-struct Alone {
-    process: Running,
-    address: SocketAddr,
-}
+/// A collector that is away costs the spans in its queue (2,048, and a batch of 512 on its way),
+/// of less than 2 KiB each, and what its client needs.
+const COLLECTOR_AWAY_KIB: u64 = 12 * 1024;
 
-impl Listening for Alone {
-    fn address(&self) -> SocketAddr {
-        self.address
-    }
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collector_that_goes_away_costs_little_and_is_missed_once() {
+    let collector = Collector::start().await;
+    let mut command = told_to(&format!("http://{}", collector.grpc));
+    command.env("OTEL_EXPORTER_OTLP_TIMEOUT", "200").args(["-p", "0"]);
+    let node = Alone::start(&mut command);
+    let some = async |count: usize| {
+        for _ in 0..count {
+            let (mut first, mut second) = tunnel(&node, TOKEN).await;
+            first.leave().await;
+            second.closed_with(1000).await;
+        }
+    };
+    some(100).await;
+    until("spans", async || !collector.spans().is_empty()).await;
+    let before = node.process.resident();
+
+    let address = collector.grpc;
+    drop(collector);
+    // Twelve spans each: more than twice what fits into the queue.
+    some(500).await;
+    let after = node.process.resident();
+    assert!(after < before + COLLECTOR_AWAY_KIB, "from {before} to {after} KiB");
+
+    node.process.line("the collector takes no spans");
+    let collector = Collector::on(address).await;
+    let back = "the collector takes spans again";
+    let (some, said) = tokio::join!(some(1), async {
+        tokio::task::block_in_place(|| node.process.lines_until(back))
+    });
+    let () = some;
+    assert!(!said.iter().any(|line| line.contains("collector takes no")), "{said:?}");
+    assert!(!said.iter().any(|line| line.contains("opentelemetry")), "{said:?}");
+    assert!(!collector.spans().is_empty());
 }

@@ -25,7 +25,7 @@ use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value::Value};
 use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message;
 use tokio::net::TcpListener;
-use tokio::task::JoinSet;
+use tokio::runtime::{Builder, Runtime};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::codec::CompressionEncoding;
 use tonic::transport::Server;
@@ -36,7 +36,16 @@ pub struct Collector {
     pub grpc: SocketAddr,
     pub http: SocketAddr,
     got: Got,
-    _tasks: JoinSet<()>,
+    /// Of its own, so that nothing of it outlives it, also no connection.
+    runtime: Option<Runtime>,
+}
+
+impl Drop for Collector {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 #[derive(Clone, Default)]
@@ -58,8 +67,10 @@ impl Collector {
     /// On this address for gRPC.
     pub async fn on(address: SocketAddr) -> Self {
         let got = Got::default();
-        let mut tasks = JoinSet::new();
-        let listener = TcpListener::bind(address).await.expect("a port");
+        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build();
+        let runtime = runtime.expect("a runtime");
+        let binding = runtime.spawn(TcpListener::bind(address));
+        let listener = binding.await.expect("no panic").expect("a port");
         let grpc = listener.local_addr().expect("bound");
         let (trace, metrics) =
             (TraceServiceServer::new(got.clone()), MetricsServiceServer::new(got.clone()));
@@ -67,15 +78,16 @@ impl Collector {
             .add_service(trace.accept_compressed(CompressionEncoding::Gzip))
             .add_service(metrics.accept_compressed(CompressionEncoding::Gzip))
             .serve_with_incoming(TcpListenerStream::new(listener));
-        tasks.spawn(async move { serving.await.expect("it serves") });
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
+        runtime.spawn(async move { serving.await.expect("it serves") });
+        let binding = runtime.spawn(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)));
+        let listener = binding.await.expect("no panic").expect("a port");
         let http = listener.local_addr().expect("bound");
         let router = axum::Router::new()
             .route("/v1/traces", post(traces_by_http))
             .route("/v1/metrics", post(metrics_by_http))
             .with_state(got.clone());
-        tasks.spawn(async move { axum::serve(listener, router).await.expect("it serves") });
-        Self { grpc, http, got, _tasks: tasks }
+        runtime.spawn(async move { axum::serve(listener, router).await.expect("it serves") });
+        Self { grpc, http, got, runtime: Some(runtime) }
     }
 
     /// All spans so far, with their resources.

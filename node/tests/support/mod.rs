@@ -71,6 +71,18 @@ impl Running {
         }
     }
 
+    /// All lines of the log up to one with this.
+    pub fn lines_until(&self, part: &str) -> Vec<String> {
+        let mut lines = Vec::new();
+        loop {
+            let line = self.log.recv_timeout(DEADLINE).unwrap_or_else(|_| panic!("no {part:?}"));
+            if line.contains(part) {
+                return lines;
+            }
+            lines.push(line);
+        }
+    }
+
     /// Where it listens for clients. To be asked once.
     pub fn url(&self) -> String {
         let line = self.line("listening on wss://");
