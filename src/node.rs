@@ -374,6 +374,11 @@ impl Node {
         format!("{}://{address}", self.scheme)
     }
 
+    /// What it tells of itself.
+    pub fn telemetry(&self) -> &Telemetry {
+        &self.shared.telemetry
+    }
+
     /// The SHA-256 of its certificate in hex; `None` without TLS.
     pub fn fingerprint(&self) -> Option<String> {
         self.fingerprint.map(|fingerprint| fingerprint.to_string())

@@ -3,6 +3,7 @@
 mod idle;
 mod neighbours;
 mod node;
+mod observed;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -23,6 +24,8 @@ enum Command {
     Idle(idle::Options),
     /// Speed of a tunnel between two nodes while its neighbours are stalled.
     Neighbours(neighbours::Options),
+    /// CPU of a node that counts and traces, compared with one that does not.
+    Observed(observed::Options),
 }
 
 #[tokio::main]
@@ -30,6 +33,7 @@ async fn main() -> ExitCode {
     let done = match Options::parse().command {
         Command::Idle(options) => idle::run(&options).await,
         Command::Neighbours(options) => neighbours::run(&options).await,
+        Command::Observed(options) => observed::run(&options).await,
     };
     match done {
         Ok(code) => code,

@@ -36,6 +36,11 @@ impl Started {
         .await
     }
 
+    /// The same with other settings.
+    pub(crate) async fn with(settings: &[(&str, &str)]) -> anyhow::Result<Self> {
+        Self::start(settings).await
+    }
+
     async fn start(settings: &[(&str, &str)]) -> anyhow::Result<Self> {
         let program = std::env::current_exe()?.with_file_name("nymea-remoteproxy");
         let mut child = Command::new(&program)
@@ -79,6 +84,15 @@ pub(crate) fn resident_kib(pid: u32) -> anyhow::Result<u64> {
     let status = std::fs::read_to_string(&file)
         .with_context(|| format!("cannot read {}", file.display()))?;
     resident(&status).with_context(|| format!("no VmRSS in {}", file.display()))
+}
+
+/// What a process has used of the processors, in seconds.
+pub(crate) fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
+    let process = procfs::process::Process::new(i32::try_from(pid)?)?;
+    let stat = process.stat()?;
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^52 ticks")]
+    let seconds = (stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64;
+    Ok(seconds)
 }
 
 fn resident(status: &str) -> Option<u64> {
