@@ -142,8 +142,9 @@ async fn every_key_expires_and_none_is_left() {
     assert_eq!(ask(&at, waiting).await, Answer::Wait);
     assert_eq!(ask(&at, first).await, Answer::Wait);
     assert_eq!(ask(&at, second).await, claimed(first));
+    // Two entries, the lease, and the list of nodes.
+    until("all keys", async || server.keys().await.len() == 4).await;
     let keys = server.keys().await;
-    assert_eq!(keys.len(), 3, "{keys:?}");
     for key in keys {
         assert!(key.starts_with("nymea-remoteproxy:"), "{key}");
         assert!(server.ask::<i64>(&["PTTL", &key]).await > 0, "{key}");
@@ -154,4 +155,25 @@ async fn every_key_expires_and_none_is_left() {
     until("no entry", async || server.pairs().await.is_empty()).await;
     at.close().await;
     assert!(server.keys().await.is_empty());
+}
+
+#[tokio::test]
+async fn the_nodes_with_a_lease_are_listed() {
+    let server = Server::start().await;
+    let (one, other) =
+        (join(&settings(&server.url()), "one"), join(&settings(&server.url()), "two"));
+    up(&one).await;
+    up(&other).await;
+    let names = async || {
+        let nodes = one.nodes().await.expect("Redis answers");
+        nodes.into_iter().map(|node| node.name).collect::<Vec<_>>()
+    };
+    until("both nodes", async || names().await == ["one", "two"]).await;
+    // One that died without a word: its facts are there, its lease is not.
+    let facts = r#"{"node":"dead-1","name":"dead","address":"a:1","version":"1","started":"s"}"#;
+    server.ask::<i64>(&["HSET", "nymea-remoteproxy:nodes", "dead-1", facts]).await;
+    assert_eq!(names().await, ["one", "two"]);
+    assert_eq!(server.ask::<i64>(&["HLEN", "nymea-remoteproxy:nodes"]).await, 2);
+    other.close().await;
+    assert_eq!(names().await, ["one"]);
 }

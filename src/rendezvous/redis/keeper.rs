@@ -112,7 +112,7 @@ impl Keeper {
             core.link.ask("lease", async |connection| lease.invoke_async::<bool>(connection).await);
         let Ok(was_there) = asked.await else { return false };
         let list = core.scripts.list(&facts);
-        let listed = core.link.ask("list", async |connection| list.query_async(connection).await);
+        let listed = core.link.ask("list", async |connection| list.invoke_async(connection).await);
         // For who looks at the cluster; nothing depends on it, and it is said again soon.
         let _or_soon: Result<u8, _> = listed.await;
         let server = match &self.target {

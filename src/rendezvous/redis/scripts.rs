@@ -21,6 +21,7 @@ pub(super) struct Scripts {
     release: Script,
     stand: Script,
     lease: Script,
+    list: Script,
 }
 
 /// How long things stay in Redis unless they are refreshed.
@@ -69,6 +70,7 @@ impl Scripts {
             release: Script::new(include_str!("lua/release.lua")),
             stand: Script::new(include_str!("lua/stand.lua")),
             lease: Script::new(include_str!("lua/lease.lua")),
+            list: Script::new(include_str!("lua/list.lua")),
         }
     }
 
@@ -118,8 +120,10 @@ impl Scripts {
     }
 
     /// The same for those who want to know all nodes. Who has no lease does not count there.
-    pub(super) fn list(&self, facts: &str) -> redis::Cmd {
-        redis::Cmd::hset(self.keys.nodes(), self.node.as_str(), facts)
+    pub(super) fn list(&self, facts: &str) -> ScriptInvocation<'_> {
+        let mut call = self.list.key(self.keys.nodes());
+        call.arg(self.node.as_str()).arg(facts).arg(millis(self.lives.lease));
+        call
     }
 
     /// All nodes by their ids, with their facts.
