@@ -141,7 +141,11 @@ async fn whoever_vanishes_at_any_stage_is_not_counted_any_more() {
 async fn a_bridged_tunnel_is_counted_on_both_nodes() {
     let cluster = Cluster::start(2).await;
     let [one, other] = &cluster.nodes[..] else { panic!("two nodes") };
-    let (mut first, mut second) = tunnel_between(one, other, "t").await;
+    let mut first = Endpoint::waiting(one, "t").await;
+    counted(one, "remoteproxy_connections", &["stage=\"waiting\""], 1.0).await;
+    let mut second = Endpoint::waiting(other, "t").await;
+    first.established().await;
+    second.established().await;
     for node in [one, other] {
         counted(node, "remoteproxy_tunnels", &["kind=\"bridged\""], 1.0).await;
     }
