@@ -39,6 +39,10 @@ pub(crate) struct Flags {
     #[arg(short, long, value_name = "logfile")]
     logging: Option<String>,
 
+    /// How log lines look: human, json, or auto (human on a terminal and in a file)
+    #[arg(long, value_name = "format")]
+    log_format: Option<String>,
+
     /// Log more; -vv and -vvv even more
     #[arg(short, long, action = ArgAction::Count)]
     pub(crate) verbose: u8,
@@ -85,6 +89,7 @@ impl Flags {
             ),
             ("redis.url", self.redis.clone(), "--redis"),
             ("log.file", self.logging.clone(), "--logging"),
+            ("log.format", self.log_format.clone(), "--log-format"),
             (
                 "authentication.insecure_accept_any",
                 set(self.insecure_accept_any, "true"),

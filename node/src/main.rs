@@ -10,10 +10,12 @@ mod signals;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Parser;
 use nymea_remoteproxy::config::Config;
 use nymea_remoteproxy::node::{Node, Prepared};
+use nymea_remoteproxy::observability::LogControl;
 use tokio::runtime::Runtime;
 use tracing::{info, warn};
 
@@ -37,9 +39,9 @@ fn run(flags: &Flags) -> Result<(), Failure> {
     if flags.check {
         return check(config);
     }
-    let _log = logging::start(&config.log, flags.verbose).map_err(Failure::configuration)?;
+    let log = logging::start(&config.log, flags.verbose).map_err(Failure::configuration)?;
     let runtime = Runtime::new().map_err(Failure::runtime)?;
-    let outcome = runtime.block_on(serve(config));
+    let outcome = runtime.block_on(serve(config, log.control()));
     // Whoever is still busy after the drain, or after a second signal, is not waited for.
     runtime.shutdown_background();
     outcome.inspect_err(Failure::log)
@@ -55,12 +57,12 @@ fn check(config: Config) -> Result<(), Failure> {
     writeln!(out, "the configuration is valid").map_err(Failure::runtime)
 }
 
-async fn serve(config: Config) -> Result<(), Failure> {
+async fn serve(config: Config, log: Arc<dyn LogControl>) -> Result<(), Failure> {
     let mut signals = Signals::new().map_err(Failure::runtime)?;
     raise_file_limit(config.limits.connections);
     let by_default = config.tls.certificate.is_none() && config.authentication.server.is_none();
 
-    let prepared = Prepared::new(config).map_err(Failure::configuration)?;
+    let prepared = Prepared::new(config).map_err(Failure::configuration)?.log(log);
     let summary = prepared.summary();
     let node = prepared.start().map_err(Failure::runtime)?;
     for line in summary {

@@ -1,74 +1,70 @@
-//! What operators and load balancers ask a node over HTTP: whether it lives (`/healthz`) and
-//! whether it should get clients (`/readyz`).
+//! What operators and load balancers ask a node over HTTP: whether it lives (`/healthz`), whether
+//! it should get clients (`/readyz`), its `/metrics`, an API (`/api/v1`, described by
+//! `/api/v1/openapi.json`), and a status page (`/`) for people.
+//!
+//! `access` decides who may ask what, `api` answers, `model` is what the answers look like, and
+//! `history` remembers the last minutes for the page. How a node is made of its parts is not
+//! known here: [`Admin`] is all there is to ask.
 
-use std::convert::Infallible;
+mod access;
+mod api;
+mod history;
+mod model;
+mod server;
+
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Instant, SystemTime};
 
-use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode};
-use http_body_util::Full;
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
-use tracing::{debug, warn};
+use futures_util::future::BoxFuture;
 
-/// Connections at once; more wait to be accepted.
-const CONNECTIONS: usize = 64;
-/// How long a client may take to send the head of a request.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a connection may be open: nobody needs one for longer.
-const CONNECTION_TIMEOUT: Duration = Duration::from_mins(1);
+pub use self::access::Access;
+pub use self::server::serve;
+use crate::lifecycle::Lifecycle;
+use crate::observability::{LogControl, Telemetry};
+use crate::rendezvous::{Load, NodeInfo};
 
-/// Whether a node should get new clients; if not, why.
-pub type Readiness = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
-
-/// Serves until the task is aborted.
-pub async fn serve(listener: TcpListener, readiness: Readiness) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
-    loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        let tcp = match listener.accept().await {
-            Ok((tcp, _)) => tcp,
-            Err(error) => {
-                warn!(%error, "cannot accept connections on the admin listener");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        let readiness = Arc::clone(&readiness);
-        tokio::spawn(async move {
-            let service = service_fn(|request| {
-                let answer = answer(&request, &readiness);
-                async { Ok::<_, Infallible>(answer) }
-            });
-            let mut http = http1::Builder::new();
-            http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-            let serving = http.serve_connection(TokioIo::new(tcp), service);
-            if let Ok(Err(error)) = tokio::time::timeout(CONNECTION_TIMEOUT, serving).await {
-                debug!(%error, "admin connection ended");
-            }
-            drop(place);
-        });
-    }
+/// Everything about a node that operators can see and change.
+pub struct Admin {
+    /// Who it is.
+    pub identity: Identity,
+    /// What it tells of itself.
+    pub telemetry: Telemetry,
+    /// Its life.
+    pub lifecycle: Lifecycle,
+    /// Why it should get no clients; nothing: it should.
+    pub unready: Box<dyn Fn() -> Vec<String> + Send + Sync>,
+    /// What it is doing.
+    pub load: Arc<dyn Fn() -> Load + Send + Sync>,
+    /// All nodes of its cluster.
+    pub cluster: Box<dyn ClusterView>,
+    /// Its log, if there is one to change.
+    pub log: Option<Arc<dyn LogControl>>,
+    /// Who may ask.
+    pub access: Access,
 }
 
-fn answer(request: &Request<Incoming>, readiness: &Readiness) -> Response<Full<Bytes>> {
-    let (status, text) = match (request.method(), request.uri().path()) {
-        (&Method::GET | &Method::HEAD, "/healthz") => (StatusCode::OK, "alive".to_owned()),
-        (&Method::GET | &Method::HEAD, "/readyz") => match readiness() {
-            Ok(()) => (StatusCode::OK, "ready".to_owned()),
-            Err(why) => (StatusCode::SERVICE_UNAVAILABLE, why),
-        },
-        (&Method::GET | &Method::HEAD, _) => {
-            (StatusCode::NOT_FOUND, "There are /healthz and /readyz.".to_owned())
-        }
-        _ => (StatusCode::METHOD_NOT_ALLOWED, "Only GET and HEAD.".to_owned()),
-    };
-    let mut response = Response::new(Full::from(text + "\n"));
-    *response.status_mut() = status;
-    response
+/// Who a node is.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// Its id; new for each start.
+    pub node: String,
+    /// Its name.
+    pub name: String,
+    /// Where clients connect.
+    pub url: String,
+    /// Where other nodes connect, if there may be any.
+    pub bridge: Option<SocketAddr>,
+    /// Connections that it takes.
+    pub connections_limit: usize,
+    /// When it started.
+    pub started: SystemTime,
+    /// The same, for the time since.
+    pub since: Instant,
+}
+
+/// Knows the nodes of a cluster.
+pub trait ClusterView: Send + Sync {
+    /// All of them; an error says why that is not known.
+    fn nodes(&self) -> BoxFuture<'_, Result<Vec<NodeInfo>, String>>;
 }

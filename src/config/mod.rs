@@ -235,10 +235,25 @@ pub struct Admin {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Log {
+    /// How lines look.
+    pub format: LogFormat,
     /// Also log to this file.
     pub file: Option<PathBuf>,
     /// What to log, as in `info,nymea_remoteproxy=debug`; wins over `-v`.
     pub filter: Option<String>,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people on a terminal and in a file, JSON to anything else.
+    #[default]
+    Auto,
+    /// For people.
+    Human,
+    /// A JSON object in each line.
+    Json,
 }
 
 /// `telemetry.*`

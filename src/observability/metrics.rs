@@ -15,8 +15,8 @@ use prometheus::proto::MetricFamily;
 use prometheus::{Encoder, TextEncoder};
 use tracing::warn;
 
-use super::Tunnels;
 use super::tunnels::Kind;
+use super::{Series, Tunnels};
 
 /// Times of single steps, in seconds.
 const STEPS: [f64; 16] = [
@@ -394,7 +394,11 @@ impl Metrics {
     }
 
     /// All metrics as they are now.
-    pub fn gather(&self) -> Vec<MetricFamily> {
+    pub fn series(&self) -> Vec<Series> {
+        Series::all(&self.gather())
+    }
+
+    fn gather(&self) -> Vec<MetricFamily> {
         self.registry.gather()
     }
 

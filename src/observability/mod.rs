@@ -5,18 +5,22 @@
 //! payload; names, UUIDs and addresses are in traces and in the list of tunnels, never in metrics.
 
 mod journal;
+mod log;
 pub mod metrics;
 mod otlp;
 mod process;
+mod series;
 pub mod trace;
 mod tunnels;
 
 use std::sync::Arc;
 
 pub use self::journal::{Event, EventKind, Journal};
+pub use self::log::LogControl;
 pub use self::metrics::Metrics;
 use self::otlp::Exporters;
 pub use self::otlp::TelemetryError;
+pub use self::series::{Histogram, Series, Value};
 pub use self::trace::Tracer;
 pub use self::tunnels::{
     Endpoint, Kind, Meter, Traffic, TunnelFacts, TunnelGuard, TunnelRecord, Tunnels,

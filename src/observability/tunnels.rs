@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio_util::sync::CancellationToken;
 
@@ -136,6 +136,13 @@ pub struct TunnelRecord {
     pub meter: Meter,
     began: Instant,
     close: CancellationToken,
+}
+
+impl TunnelRecord {
+    /// How long it has stood.
+    pub fn stands_for(&self) -> Duration {
+        self.began.elapsed()
+    }
 }
 
 /// See the module.

@@ -47,6 +47,7 @@ impl Started {
             .args(["--port", "0"])
             // With its defaults, whatever the settings of this shell are.
             .env_clear()
+            .env("REMOTEPROXY__LOG__FORMAT", "human")
             .envs(settings.iter().copied())
             .stdin(Stdio::null())
             .stderr(Stdio::piped())

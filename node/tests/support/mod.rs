@@ -18,7 +18,8 @@ pub fn command(arguments: &[&str]) -> Command {
             command.env_remove(name);
         }
     }
-    command.args(arguments).stdin(Stdio::null());
+    // What is looked for in the log is written for people.
+    command.args(arguments).env("REMOTEPROXY__LOG__FORMAT", "human").stdin(Stdio::null());
     command
 }
 

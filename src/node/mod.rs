@@ -1,5 +1,7 @@
 //! Puts a node together from its parts and runs it.
 
+mod operators;
+
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -7,12 +9,13 @@ use std::time::Duration;
 
 use thiserror::Error;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
-use crate::admin::{self, Readiness};
+pub use self::operators::AdminError;
+use self::operators::Operators;
+use crate::admin;
 use crate::auth::{
     AcceptAny, Authenticator, HttpAuthenticator, HttpSettings, SetupError as AuthenticationError,
 };
@@ -23,10 +26,10 @@ use crate::cluster::tls::{BridgeTls, BridgeTlsError};
 use crate::config::{self, Config};
 use crate::ids::NodeId;
 use crate::lifecycle::Lifecycle;
-use crate::observability::{Telemetry, TelemetryError};
+use crate::observability::{LogControl, Telemetry, TelemetryError};
 use crate::protocol::ServerInfo;
 use crate::rendezvous::redis::{
-    Health, LoadOf, NodeFacts, Pace, RedisRendezvous, SetupError as RedisError,
+    LoadOf, NodeFacts, Pace, RedisRendezvous, SetupError as RedisError,
 };
 use crate::rendezvous::{MemoryRendezvous, Rendezvous};
 use crate::session::{self, Shared};
@@ -54,6 +57,9 @@ pub enum PrepareError {
     /// Certificate or key of the bridge.
     #[error(transparent)]
     Bridge(#[from] BridgeTlsError),
+    /// The admin listener.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
     /// A cluster without TLS between its nodes, and nobody has said that this is wanted.
     #[error(
         "missing {0}: the nodes of a cluster need bridge.ca, bridge.certificate and bridge.key \
@@ -104,6 +110,8 @@ pub struct Prepared {
     tls: Option<ServerTls>,
     bridge_tls: Option<BridgeTls>,
     authenticator: Arc<dyn Authenticator>,
+    operators: Operators,
+    log: Option<Arc<dyn LogControl>>,
 }
 
 impl Prepared {
@@ -132,7 +140,14 @@ impl Prepared {
         } else {
             None
         };
-        Ok(Self { config, tls, bridge_tls, authenticator })
+        let operators = Operators::new(&config.admin)?;
+        Ok(Self { config, tls, bridge_tls, authenticator, operators, log: None })
+    }
+
+    /// The log that operators may change while the node runs.
+    #[must_use]
+    pub fn log(self, log: Arc<dyn LogControl>) -> Self {
+        Self { log: Some(log), ..self }
     }
 
     /// What will be started, a line for each fact.
@@ -166,7 +181,7 @@ impl Prepared {
         } else {
             lines.push("rendezvous: in memory, this node is alone".into());
         }
-        lines.extend(admin.listen.map(|address| format!("admin: on http://{address}")));
+        lines.extend(admin.listen.map(|address| self.operators.summary(address)));
         lines
     }
 
@@ -176,7 +191,7 @@ impl Prepared {
             listen(address).map_err(|error| StartError::Listen { address, option, error })
         };
         let scheme = self.scheme();
-        let Self { config, tls, bridge_tls, authenticator } = self;
+        let Self { config, tls, bridge_tls, authenticator, operators, log } = self;
         let server = SocketAddr::new(config.server.address, config.server.port);
         let (listener, local_addr) = listen_on(server, "-p/--port or -s/--server")?;
         let admin = config.admin.listen.map(|address| listen_on(address, "admin.listen"));
@@ -192,7 +207,7 @@ impl Prepared {
             let rendezvous = RedisRendezvous::start(
                 &config.redis,
                 NodeFacts {
-                    id,
+                    id: id.clone(),
                     name: config.node.name.clone(),
                     bridge_address: advertised(&config.bridge, address),
                     waiting: config.timeouts.waiting,
@@ -253,9 +268,10 @@ impl Prepared {
             let telemetry = telemetry.clone();
             async move { telemetry.watch().await }
         });
+        operators.observe(&node, log.as_ref());
         if let Some((listener, address)) = admin {
-            let health = node.redis.as_ref().map(|redis| redis.health());
-            node.serve(admin::serve(listener, readiness(lifecycle, health)));
+            let admin = operators.admin(&node, &id, config.node.name, address, log);
+            node.serve(admin::serve(listener, admin));
             node.admin_addr = Some(address);
         }
         Ok(node)
@@ -297,24 +313,6 @@ fn advertised(bridge: &config::Bridge, address: SocketAddr) -> String {
         }
         None => address.to_string(),
     }
-}
-
-/// Redis may be away this long before a node asks for no more clients: waiting endpoints outlast
-/// a short absence, and a node that flaps helps nobody.
-const REDIS_GRACE: Duration = Duration::from_secs(5);
-
-fn readiness(lifecycle: Lifecycle, health: Option<watch::Receiver<Health>>) -> Readiness {
-    Arc::new(move || {
-        if lifecycle.is_draining() {
-            return Err("draining".into());
-        }
-        match health.as_ref().map(|health| *health.borrow()) {
-            Some(Health::Away { since }) if since.elapsed() > REDIS_GRACE => {
-                Err(format!("Redis is away for {} s", since.elapsed().as_secs()))
-            }
-            _ => Ok(()),
-        }
-    })
 }
 
 fn origin_of(url: &str) -> String {

@@ -1,0 +1,468 @@
+//! The answers: every path of the admin listener, and the document that describes them.
+
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::sse::{Event as Sent, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Extension, Json, Router};
+use futures_util::stream::{self, Stream, StreamExt};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tracing::info;
+use utoipa::OpenApi;
+
+use super::Admin;
+use super::history::History;
+use super::model::{
+    Accepted, Cluster, EventQuery, Events, Happened, LogLevel, Member, NodeState, Problem, Tunnel,
+    TunnelList, TunnelQuery,
+};
+use super::server::Connection;
+use crate::ids::OfferId;
+use crate::observability::{Endpoint, EventKind, Metrics, TunnelRecord};
+
+/// The largest body of a request, in bytes.
+const MAX_BODY: usize = 16 * 1024;
+/// How long an answer may take.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Streams at once.
+const STREAMS: usize = 16;
+/// Tunnels in an answer, unless asked otherwise, and at most.
+const PAGE: usize = 100;
+const MAX_PAGE: usize = 1000;
+
+const STATUS_PAGE: &str = include_str!("status.html");
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "nymea-remoteproxy, admin",
+        description = "What operators can see and change of a node. Where admin.token is set, all \
+                       but /healthz and /readyz needs \"Authorization: Bearer <token>\".",
+        license(name = "GPL-3.0-only")
+    ),
+    paths(
+        healthz,
+        readyz,
+        metrics,
+        node,
+        drain,
+        undrain,
+        cluster,
+        tunnels,
+        tunnel,
+        close_tunnel,
+        log_level,
+        set_log_level,
+        events,
+        follow,
+        document
+    )
+)]
+struct Document;
+
+/// What the handlers share.
+struct App {
+    admin: Arc<Admin>,
+    history: Arc<History>,
+    streams: Arc<Semaphore>,
+}
+
+type Shared = State<Arc<App>>;
+
+/// All paths.
+pub(super) fn router(admin: Arc<Admin>, history: Arc<History>) -> Router {
+    let app = Arc::new(App { admin, history, streams: Arc::new(Semaphore::new(STREAMS)) });
+    Router::new()
+        .route("/", get(page))
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .route("/api/v1/node", get(node))
+        .route("/api/v1/node/drain", post(drain))
+        .route("/api/v1/node/undrain", post(undrain))
+        .route("/api/v1/cluster", get(cluster))
+        .route("/api/v1/tunnels", get(tunnels))
+        .route("/api/v1/tunnels/{id}", get(tunnel).delete(close_tunnel))
+        .route("/api/v1/log-level", get(log_level).put(set_log_level))
+        .route("/api/v1/events", get(events))
+        .route("/api/v1/stream", get(follow))
+        .route("/api/v1/openapi.json", get(document))
+        .fallback(unknown)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(from_fn_with_state(Arc::clone(&app), guard))
+        .with_state(app)
+}
+
+/// Nobody gets what is not for them, and nobody waits for ever.
+async fn guard(
+    State(app): Shared,
+    Extension(connection): Extension<Connection>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let (method, path) = (request.method(), request.uri().path());
+    let checked = app.admin.access.check(method, path, request.headers(), connection.peer);
+    let mut response = match checked {
+        Ok(()) => match timeout(ANSWER_TIMEOUT, next.run(request)).await {
+            Ok(response) => response,
+            Err(_) => problem(StatusCode::SERVICE_UNAVAILABLE, "this took too long"),
+        },
+        Err(denied) => {
+            let mut response = problem(denied.status, denied.why);
+            if denied.status == StatusCode::UNAUTHORIZED {
+                let challenge = HeaderValue::from_static("Bearer");
+                response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+            }
+            response
+        }
+    };
+    let headers = response.headers_mut();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+fn problem(status: StatusCode, error: impl Into<String>) -> Response {
+    (status, Json(Problem { error: error.into() })).into_response()
+}
+
+async fn unknown() -> Response {
+    let known: Vec<_> = Document::openapi().paths.paths.into_keys().collect();
+    problem(StatusCode::NOT_FOUND, format!("there are / and {}", known.join(", ")))
+}
+
+async fn wrong_method() -> Response {
+    problem(StatusCode::METHOD_NOT_ALLOWED, "this path has other methods, see the header Allow")
+}
+
+/// The status page. What it shows, it asks for by itself.
+async fn page() -> Response {
+    let nonce = format!("{:032x}", rand::random::<u128>());
+    let policy = format!(
+        "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; \
+         connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; \
+         frame-ancestors 'none'"
+    );
+    let headers = [
+        (header::CONTENT_TYPE, "text/html; charset=utf-8".to_owned()),
+        (header::CONTENT_SECURITY_POLICY, policy),
+        (header::REFERRER_POLICY, "no-referrer".to_owned()),
+    ];
+    (headers, STATUS_PAGE.replace("{nonce}", &nonce)).into_response()
+}
+
+/// Whether the node lives.
+#[utoipa::path(get, path = "/healthz", tag = "health", responses(
+    (status = 200, description = "It does.", body = String, content_type = "text/plain")
+))]
+async fn healthz() -> &'static str {
+    "alive\n"
+}
+
+/// Whether the node should get new clients.
+#[utoipa::path(get, path = "/readyz", tag = "health", responses(
+    (status = 200, description = "It should.", body = String, content_type = "text/plain"),
+    (status = 503, description = "It should not, and why.", body = String,
+     content_type = "text/plain")
+))]
+async fn readyz(State(app): Shared) -> (StatusCode, String) {
+    let reasons = (app.admin.unready)();
+    if reasons.is_empty() {
+        (StatusCode::OK, "ready\n".to_owned())
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, reasons.join("; ") + "\n")
+    }
+}
+
+/// All metrics in the text format of Prometheus.
+#[utoipa::path(get, path = "/metrics", tag = "health", responses(
+    (status = 200, description = "Metrics.", body = String, content_type = "text/plain")
+))]
+async fn metrics(State(app): Shared) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, Metrics::content_type())], app.admin.telemetry.metrics.text())
+}
+
+/// This node.
+#[utoipa::path(get, path = "/api/v1/node", tag = "node", responses(
+    (status = 200, description = "Its state.", body = NodeState)
+))]
+async fn node(State(app): Shared) -> Json<NodeState> {
+    Json(NodeState::of(&app.admin))
+}
+
+/// Sends new and waiting clients elsewhere; standing tunnels go on.
+#[utoipa::path(post, path = "/api/v1/node/drain", tag = "node", responses(
+    (status = 200, description = "It does so now.", body = NodeState)
+))]
+async fn drain(State(app): Shared) -> Json<NodeState> {
+    if !app.admin.lifecycle.is_draining() {
+        info!("an operator drains the node");
+        app.admin.telemetry.journal.note(EventKind::State, "an operator drains the node");
+    }
+    app.admin.lifecycle.drain();
+    Json(NodeState::of(&app.admin))
+}
+
+/// Serves new clients again.
+#[utoipa::path(post, path = "/api/v1/node/undrain", tag = "node", responses(
+    (status = 200, description = "It does so now.", body = NodeState),
+    (status = 409, description = "The node is ending.", body = Problem)
+))]
+async fn undrain(State(app): Shared) -> Response {
+    let was_draining = app.admin.lifecycle.is_draining();
+    if !app.admin.lifecycle.undrain() {
+        return problem(StatusCode::CONFLICT, "the node is ending, from that is no way back");
+    }
+    if was_draining {
+        info!("an operator lets the node serve again");
+        let journal = &app.admin.telemetry.journal;
+        journal.note(EventKind::State, "an operator lets the node serve again");
+    }
+    Json(NodeState::of(&app.admin)).into_response()
+}
+
+/// All nodes of the cluster that have a lease.
+#[utoipa::path(get, path = "/api/v1/cluster", tag = "cluster", responses(
+    (status = 200, description = "The nodes.", body = Cluster),
+    (status = 503, description = "Redis cannot tell now.", body = Problem)
+))]
+async fn cluster(State(app): Shared) -> Response {
+    let this = &app.admin.identity.node;
+    match app.admin.cluster.nodes().await {
+        Ok(nodes) => {
+            let nodes = nodes.into_iter().map(|info| Member::of(info, this)).collect();
+            Json(Cluster { nodes }).into_response()
+        }
+        Err(why) => {
+            problem(StatusCode::SERVICE_UNAVAILABLE, format!("Redis cannot tell the nodes: {why}"))
+        }
+    }
+}
+
+/// The tunnels of this node, by their ids.
+#[utoipa::path(get, path = "/api/v1/tunnels", tag = "tunnels", params(TunnelQuery), responses(
+    (status = 200, description = "Some of them.", body = TunnelList),
+    (status = 400, description = "A parameter makes no sense.", body = Problem)
+))]
+async fn tunnels(
+    State(app): Shared,
+    query: Result<Query<TunnelQuery>, QueryRejection>,
+) -> Response {
+    let Query(query) = match query {
+        Ok(query) => query,
+        Err(rejection) => return problem(StatusCode::BAD_REQUEST, rejection.body_text()),
+    };
+    let limit = query.limit.unwrap_or(PAGE);
+    if !(1..=MAX_PAGE).contains(&limit) {
+        return problem(StatusCode::BAD_REQUEST, "limit must be a number from 1 to 1000");
+    }
+    let after = match query.after.as_deref().map(str::parse::<OfferId>) {
+        None => None,
+        Some(Ok(id)) => Some(id),
+        Some(Err(_)) => return problem(StatusCode::BAD_REQUEST, "after must be a tunnel's id"),
+    };
+    let wanted = match Wanted::new(&query) {
+        Ok(wanted) => wanted,
+        Err(why) => return problem(StatusCode::BAD_REQUEST, why),
+    };
+    let all = &app.admin.telemetry.tunnels;
+    let found = all.list(after, limit, |record| wanted.matches(record));
+    let next = found.last().filter(|_| found.len() == limit);
+    let next = next.map(|record| record.facts.id.to_string());
+    let tunnels = found.iter().map(|record| Tunnel::of(record)).collect();
+    Json(TunnelList { tunnels, next, total: all.len() }).into_response()
+}
+
+/// What a query asks for.
+struct Wanted {
+    kind: Option<String>,
+    client: Option<(IpAddr, Option<u16>)>,
+    name: Option<String>,
+}
+
+impl Wanted {
+    fn new(query: &TunnelQuery) -> Result<Self, &'static str> {
+        if query.kind.as_deref().is_some_and(|kind| !matches!(kind, "local" | "bridged")) {
+            return Err("kind must be local or bridged");
+        }
+        let client = |text: &str| match (text.parse(), text.parse()) {
+            (Ok(ip), _) => Ok((ip, None)),
+            (_, Ok(std::net::SocketAddr::V4(it))) => Ok((IpAddr::V4(*it.ip()), Some(it.port()))),
+            (_, Ok(std::net::SocketAddr::V6(it))) => Ok((IpAddr::V6(*it.ip()), Some(it.port()))),
+            _ => Err("client must be an IP address, with or without a port"),
+        };
+        Ok(Self {
+            kind: query.kind.clone(),
+            client: query.client.as_deref().map(client).transpose()?,
+            name: query.name.as_ref().map(|name| name.to_lowercase()),
+        })
+    }
+
+    fn matches(&self, record: &TunnelRecord) -> bool {
+        let facts = &record.facts;
+        let ends = [&facts.first, &facts.second];
+        let is_client = |end: &&Endpoint| match (end, self.client) {
+            (Endpoint::Here { client_addr, .. }, Some((ip, port))) => {
+                client_addr.ip().to_canonical() == ip.to_canonical()
+                    && port.is_none_or(|port| client_addr.port() == port)
+            }
+            (Endpoint::There { .. }, Some(_)) => false,
+            (_, None) => true,
+        };
+        let is_named = |end: &&Endpoint| {
+            let identity = &end.profile().identity;
+            let has = |part: &str| {
+                [&identity.name, &identity.uuid].iter().any(|it| it.to_lowercase().contains(part))
+            };
+            self.name.as_deref().is_none_or(has)
+        };
+        self.kind.as_deref().is_none_or(|kind| kind == facts.kind.label())
+            && ends.iter().any(is_client)
+            && ends.iter().any(is_named)
+    }
+}
+
+/// One tunnel.
+#[utoipa::path(get, path = "/api/v1/tunnels/{id}", tag = "tunnels",
+    params(("id" = String, Path, description = "The id of a tunnel.")),
+    responses(
+        (status = 200, description = "The tunnel.", body = Tunnel),
+        (status = 404, description = "There is none on this node.", body = Problem)
+    )
+)]
+async fn tunnel(State(app): Shared, Path(id): Path<String>) -> Response {
+    let record = id.parse().ok().and_then(|id| app.admin.telemetry.tunnels.get(id));
+    match record {
+        Some(record) => Json(Tunnel::of(&record)).into_response(),
+        None => no_tunnel(),
+    }
+}
+
+/// Ends a tunnel: both its endpoints are closed with code 1001.
+#[utoipa::path(delete, path = "/api/v1/tunnels/{id}", tag = "tunnels",
+    params(("id" = String, Path, description = "The id of a tunnel.")),
+    responses(
+        (status = 202, description = "It is being closed.", body = Accepted),
+        (status = 404, description = "There is none on this node.", body = Problem)
+    )
+)]
+async fn close_tunnel(State(app): Shared, Path(id): Path<String>) -> Response {
+    let Some(id) = id.parse::<OfferId>().ok().filter(|id| app.admin.telemetry.tunnels.close(*id))
+    else {
+        return no_tunnel();
+    };
+    info!(tunnel = %id, "an operator ends a tunnel");
+    let text = format!("an operator ends tunnel {id}");
+    app.admin.telemetry.journal.note(EventKind::State, text);
+    (StatusCode::ACCEPTED, Json(Accepted { closing: id.to_string() })).into_response()
+}
+
+fn no_tunnel() -> Response {
+    problem(StatusCode::NOT_FOUND, "no tunnel with this id stands on this node")
+}
+
+/// What is logged.
+#[utoipa::path(get, path = "/api/v1/log-level", tag = "node", responses(
+    (status = 200, description = "The filter in force.", body = LogLevel),
+    (status = 501, description = "This program has no log to change.", body = Problem)
+))]
+async fn log_level(State(app): Shared) -> Response {
+    match &app.admin.log {
+        Some(log) => Json(LogLevel { filter: log.filter() }).into_response(),
+        None => no_log(),
+    }
+}
+
+/// Changes what is logged, until the node ends.
+#[utoipa::path(put, path = "/api/v1/log-level", tag = "node", request_body = LogLevel, responses(
+    (status = 200, description = "The filter in force now.", body = LogLevel),
+    (status = 400, description = "The filter makes no sense.", body = Problem),
+    (status = 501, description = "This program has no log to change.", body = Problem)
+))]
+async fn set_log_level(
+    State(app): Shared,
+    body: Result<Json<LogLevel>, JsonRejection>,
+) -> Response {
+    let Some(log) = &app.admin.log else { return no_log() };
+    let Json(LogLevel { filter }) = match body {
+        Ok(body) => body,
+        Err(rejection) => return problem(StatusCode::BAD_REQUEST, rejection.body_text()),
+    };
+    if let Err(why) = log.set_filter(&filter) {
+        return problem(StatusCode::BAD_REQUEST, why);
+    }
+    info!(filter, "an operator changes what is logged");
+    let text = format!("an operator changes what is logged: {filter}");
+    app.admin.telemetry.journal.note(EventKind::State, text);
+    Json(LogLevel { filter: log.filter() }).into_response()
+}
+
+fn no_log() -> Response {
+    problem(StatusCode::NOT_IMPLEMENTED, "this program has no log that could be changed")
+}
+
+/// What happened lately; older events are in the log.
+#[utoipa::path(get, path = "/api/v1/events", tag = "node", params(EventQuery), responses(
+    (status = 200, description = "At most the last 100 events.", body = Events),
+    (status = 400, description = "A parameter makes no sense.", body = Problem)
+))]
+async fn events(State(app): Shared, query: Result<Query<EventQuery>, QueryRejection>) -> Response {
+    let since = match query {
+        Ok(Query(EventQuery { since })) => since.unwrap_or(0),
+        Err(rejection) => return problem(StatusCode::BAD_REQUEST, rejection.body_text()),
+    };
+    let events: Vec<_> =
+        app.admin.telemetry.journal.since(since).into_iter().map(Happened::of).collect();
+    let next = events.last().map_or(since, |event| event.number + 1);
+    Json(Events { events, next }).into_response()
+}
+
+/// What the status page shows: a `history` event with the last five minutes, and then a `status`
+/// event every two seconds (server-sent events).
+#[utoipa::path(get, path = "/api/v1/stream", tag = "node", responses(
+    (status = 200, description = "Events without end.", body = String,
+     content_type = "text/event-stream"),
+    (status = 503, description = "Too many look already.", body = Problem)
+))]
+async fn follow(State(app): Shared, Extension(connection): Extension<Connection>) -> Response {
+    let Ok(place) = Arc::clone(&app.streams).try_acquire_owned() else {
+        return problem(StatusCode::SERVICE_UNAVAILABLE, "16 streams are open already; close one");
+    };
+    connection.streams.store(true, Ordering::Relaxed);
+    let (samples, status) = app.history.follow();
+    let first = stream::once(async move { Sent::default().event("history").json_data(samples) });
+    let rest = stream::unfold((status, place), |(mut status, place)| async {
+        // Fails when the node is gone, and with it this.
+        status.changed().await.ok()?;
+        let current = status.borrow_and_update().clone()?;
+        let sent = Sent::default().event("status").json_data(&*current);
+        Some((sent, (status, place)))
+    });
+    Sse::new(infallible(first.chain(rest))).keep_alive(KeepAlive::default()).into_response()
+}
+
+fn infallible(
+    events: impl Stream<Item = Result<Sent, axum::Error>>,
+) -> impl Stream<Item = Result<Sent, Infallible>> {
+    // What cannot be written as JSON is not shown.
+    events.map(|event| Ok(event.unwrap_or_else(|error| Sent::default().comment(error.to_string()))))
+}
+
+/// This document.
+#[utoipa::path(get, path = "/api/v1/openapi.json", tag = "node", responses(
+    (status = 200, description = "OpenAPI 3.1.", body = Object)
+))]
+async fn document() -> impl IntoResponse {
+    Json(Document::openapi())
+}

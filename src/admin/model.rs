@@ -1,0 +1,302 @@
+//! What the API says, as JSON.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use super::Admin;
+use crate::observability::{Endpoint, Event, Series, TunnelRecord, Value};
+use crate::protocol::{Generation, Profile};
+use crate::rendezvous::{Load, NodeInfo};
+
+/// Something is wrong with a request, or cannot be done.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Problem {
+    /// What it is, and what to do.
+    pub(super) error: String,
+}
+
+/// This node.
+#[derive(Serialize, ToSchema)]
+pub(super) struct NodeState {
+    /// Its id; new for each start.
+    node: String,
+    name: String,
+    version: String,
+    /// When it started (RFC 3339).
+    started: String,
+    uptime_seconds: u64,
+    /// Where clients connect.
+    url: String,
+    /// Where other nodes connect, if there may be any.
+    bridge: Option<String>,
+    state: State,
+    ready: bool,
+    /// Why it should get no clients.
+    unready_because: Vec<String>,
+    connections: usize,
+    connections_limit: usize,
+    /// Connections by where they are on their way.
+    connections_by_stage: BTreeMap<String, u64>,
+    tunnels: usize,
+    /// Tunnels by kind.
+    tunnels_by_kind: BTreeMap<String, u64>,
+}
+
+/// What a node does with new clients.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+enum State {
+    /// It serves them.
+    Running,
+    /// It sends them elsewhere, until an operator says otherwise.
+    Draining,
+    /// It sends them elsewhere, and ends.
+    Ending,
+}
+
+impl NodeState {
+    pub(super) fn of(admin: &Admin) -> Self {
+        let Load { connections, tunnels, .. } = (admin.load)();
+        let unready_because = (admin.unready)();
+        let identity = &admin.identity;
+        let state = if admin.lifecycle.is_ending() {
+            State::Ending
+        } else if admin.lifecycle.is_draining() {
+            State::Draining
+        } else {
+            State::Running
+        };
+        let series = admin.telemetry.metrics.series();
+        Self {
+            node: identity.node.clone(),
+            name: identity.name.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            started: time(identity.started),
+            uptime_seconds: identity.since.elapsed().as_secs(),
+            url: identity.url.clone(),
+            bridge: identity.bridge.map(|address| address.to_string()),
+            state,
+            ready: unready_because.is_empty(),
+            unready_because,
+            connections,
+            connections_limit: identity.connections_limit,
+            connections_by_stage: sums(&series, "remoteproxy_connections", "stage"),
+            tunnels,
+            tunnels_by_kind: sums(&series, "remoteproxy_tunnels", "kind"),
+        }
+    }
+}
+
+/// The values of a metric by one of its labels.
+pub(super) fn sums(series: &[Series], name: &str, label: &str) -> BTreeMap<String, u64> {
+    let mut sums = BTreeMap::new();
+    for series in series.iter().filter(|series| series.name == name) {
+        if let (Some(label), Value::Number(number)) = (series.label(label), &series.value) {
+            *sums.entry(label.to_owned()).or_default() += whole(*number);
+        }
+    }
+    sums
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "counts are neither")]
+pub(super) fn whole(number: f64) -> u64 {
+    number.max(0.0) as u64
+}
+
+/// The nodes of the cluster.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Cluster {
+    pub(super) nodes: Vec<Member>,
+}
+
+/// A node of the cluster, as it was when it last refreshed its lease: a few seconds ago.
+#[derive(Clone, Serialize, ToSchema)]
+pub(super) struct Member {
+    node: String,
+    name: String,
+    /// Where other nodes reach it.
+    address: String,
+    version: String,
+    /// When it started (RFC 3339).
+    started: String,
+    connections: usize,
+    tunnels: usize,
+    draining: bool,
+    /// It is the node that was asked.
+    this: bool,
+}
+
+impl Member {
+    pub(super) fn of(info: NodeInfo, this: &str) -> Self {
+        let NodeInfo { node, name, address, version, started, load } = info;
+        let Load { connections, tunnels, draining } = load;
+        let this = node == this;
+        Self { node, name, address, version, started, connections, tunnels, draining, this }
+    }
+}
+
+/// Which tunnels to list.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(super) struct TunnelQuery {
+    /// How many at most, from 1 to 1000 (default 100).
+    #[param(minimum = 1, maximum = 1000)]
+    pub(super) limit: Option<usize>,
+    /// Those behind this id: what `next` was.
+    pub(super) after: Option<String>,
+    /// `local` or `bridged`.
+    pub(super) kind: Option<String>,
+    /// An IP address, or IP address and port, of a client.
+    pub(super) client: Option<String>,
+    /// A part of a client's name or UUID.
+    pub(super) name: Option<String>,
+}
+
+/// Some tunnels.
+#[derive(Serialize, ToSchema)]
+pub(super) struct TunnelList {
+    pub(super) tunnels: Vec<Tunnel>,
+    /// There may be more: ask for those `after` this.
+    pub(super) next: Option<String>,
+    /// All tunnels of this node, wanted or not.
+    pub(super) total: usize,
+}
+
+/// A tunnel that stands.
+#[derive(Clone, Serialize, ToSchema)]
+pub(super) struct Tunnel {
+    /// The same on both nodes.
+    pub(super) id: String,
+    /// `local`, or `bridged` if an endpoint is on another node.
+    kind: String,
+    /// `1`, `2`, or `mixed`.
+    generation: String,
+    /// When it was established (RFC 3339).
+    since: String,
+    duration_seconds: u64,
+    /// The endpoint that waited.
+    first: End,
+    /// The endpoint that came to it.
+    second: End,
+    /// From the first endpoint to the second one.
+    bytes_forth: u64,
+    /// From the second endpoint to the first one.
+    bytes_back: u64,
+    messages_forth: u64,
+    messages_back: u64,
+}
+
+/// One end of a tunnel.
+#[derive(Clone, Serialize, ToSchema)]
+struct End {
+    /// The number of its connection, if it is on this node.
+    connection: Option<String>,
+    /// Where it comes from, if it is on this node.
+    client_address: Option<String>,
+    /// The name of its node, if that is another one.
+    node: Option<String>,
+    /// 1 or 2.
+    generation: u8,
+    /// What it calls itself.
+    name: String,
+    uuid: String,
+}
+
+impl Tunnel {
+    pub(super) fn of(record: &TunnelRecord) -> Self {
+        let [forth, back] = record.meter.get();
+        let facts = &record.facts;
+        Self {
+            id: facts.id.to_string(),
+            kind: facts.kind.label().into(),
+            generation: facts.generation().into(),
+            since: time(record.since),
+            duration_seconds: record.stands_for().as_secs(),
+            first: End::of(&facts.first),
+            second: End::of(&facts.second),
+            bytes_forth: forth.bytes,
+            bytes_back: back.bytes,
+            messages_forth: forth.messages,
+            messages_back: back.messages,
+        }
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes_forth + self.bytes_back
+    }
+}
+
+impl End {
+    fn of(endpoint: &Endpoint) -> Self {
+        let Profile { generation, identity } = endpoint.profile();
+        let (connection, client_address, node) = match endpoint {
+            Endpoint::Here { connection, client_addr, .. } => {
+                (Some(connection.to_string()), Some(client_addr.to_string()), None)
+            }
+            Endpoint::There { node, .. } => (None, None, Some(node.clone())),
+        };
+        let generation = match generation {
+            Generation::One => 1,
+            Generation::Two => 2,
+        };
+        let (name, uuid) = (identity.name.clone(), identity.uuid.clone());
+        Self { connection, client_address, node, generation, name, uuid }
+    }
+}
+
+/// What is done now.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Accepted {
+    pub(super) closing: String,
+}
+
+/// What is logged.
+#[derive(Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct LogLevel {
+    /// Such as `info,nymea_remoteproxy=debug`.
+    pub(super) filter: String,
+}
+
+/// Which events to list.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(super) struct EventQuery {
+    /// Those with this number and later ones.
+    pub(super) since: Option<u64>,
+}
+
+/// What happened lately.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Events {
+    pub(super) events: Vec<Happened>,
+    /// Ask for those `since` this the next time.
+    pub(super) next: u64,
+}
+
+/// Something that an operator might want to know.
+#[derive(Clone, Serialize, ToSchema)]
+pub(super) struct Happened {
+    pub(super) number: u64,
+    /// When (RFC 3339).
+    at: String,
+    /// `tunnel`, `refused`, `trouble` or `state`.
+    kind: String,
+    text: String,
+}
+
+impl Happened {
+    pub(super) fn of(event: Event) -> Self {
+        let Event { number, at, kind, text } = event;
+        Self { number, at: time(at), kind: kind.label().into(), text }
+    }
+}
+
+pub(super) fn time(time: SystemTime) -> String {
+    humantime::format_rfc3339_millis(time).to_string()
+}
