@@ -74,6 +74,11 @@ impl Member {
         status == "200"
     }
 
+    /// Where it answers operators.
+    pub fn admin(&self) -> SocketAddr {
+        self.admin
+    }
+
     pub fn freeze(&self) {
         self.process.signal("STOP");
     }
