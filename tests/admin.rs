@@ -13,7 +13,7 @@ use reqwest::{Client, Method, Response, StatusCode};
 use serde_json::{Value, json};
 use support::cluster::Cluster;
 use support::redis::until;
-use support::{Endpoint, soon, tunnel, tunnel_between};
+use support::{Endpoint, FREE, soon, tunnel, tunnel_between};
 use tokio_tungstenite::tungstenite::Message;
 
 /// A log of which only the filter is there.
@@ -42,7 +42,7 @@ fn node_with(change: impl FnOnce(&mut Config)) -> Node {
     let mut config = Config::default();
     config.server.port = 0;
     config.node.name = "node1".into();
-    config.admin.listen = Some("127.0.0.1:0".parse().expect("an address"));
+    config.admin.listen = Some(FREE);
     change(&mut config);
     let prepared = Prepared::new(config).expect("valid settings").log(Arc::new(Log::default()));
     prepared.start().expect("free ports")
@@ -182,10 +182,7 @@ async fn an_operator_ends_a_tunnel() {
 
 #[tokio::test]
 async fn all_nodes_of_a_cluster_are_seen_from_each() {
-    let admin = |config: &mut Config| {
-        config.admin.listen = Some("127.0.0.1:0".parse().expect("an address"));
-    };
-    let mut cluster = Cluster::start_with(2, admin).await;
+    let mut cluster = Cluster::start(2).await;
     let (mut first, mut second) = tunnel_between(&cluster.nodes[0], &cluster.nodes[1], "t").await;
     first.send(Message::text("x")).await;
     assert_eq!(second.text().await, "x");

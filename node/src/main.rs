@@ -69,6 +69,9 @@ async fn serve(config: Config, log: Arc<dyn LogControl>) -> Result<(), Failure> 
         info!("{line}");
     }
     info!("listening on {}", node.url());
+    if let Some(url) = node.admin_url() {
+        info!("status page, API and metrics on {url}");
+    }
     if by_default {
         tell_how_to_try(&node);
     }

@@ -214,10 +214,13 @@ pub struct Bridge {
 }
 
 /// `admin.*`
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Admin {
-    /// Where operators are answered, if anywhere.
+    /// Off: operators are not answered at all.
+    pub enabled: bool,
+    /// Where they are answered. By default on [`Admin::DEFAULT`], unless another program, such as
+    /// another node on the same machine, is there already.
     pub listen: Option<SocketAddr>,
     /// What they must show; without, other machines get no more than health and metrics.
     pub token: Option<Secret>,
@@ -259,6 +262,7 @@ pub enum LogFormat {
 /// `telemetry.*`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 pub struct Telemetry {
     /// Off: nothing is counted, timed or traced.
     pub enabled: bool,
@@ -297,6 +301,30 @@ impl Default for Telemetry {
             metrics: true,
             sample: 1.0,
             follow_clients: true,
+        }
+    }
+}
+
+impl Admin {
+    /// Where operators are answered if nobody says where.
+    pub const DEFAULT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9100);
+
+    /// Where operators are to be answered.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.enabled.then(|| self.listen.unwrap_or(Self::DEFAULT))
+    }
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            listen: None,
+            token: None,
+            token_file: None,
+            certificate: None,
+            certificate_key: None,
+            ready_without_redis: false,
         }
     }
 }

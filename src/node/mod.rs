@@ -181,21 +181,17 @@ impl Prepared {
         } else {
             lines.push("rendezvous: in memory, this node is alone".into());
         }
-        lines.extend(admin.listen.map(|address| self.operators.summary(address)));
+        lines.extend(admin.address().map(|address| self.operators.summary(address)));
         lines
     }
 
     /// Listens on the configured addresses and serves. Must be called within a tokio runtime.
     pub fn start(self) -> Result<Node, StartError> {
-        let listen_on = |address, option| {
-            listen(address).map_err(|error| StartError::Listen { address, option, error })
-        };
         let scheme = self.scheme();
         let Self { config, tls, bridge_tls, authenticator, operators, log } = self;
         let server = SocketAddr::new(config.server.address, config.server.port);
         let (listener, local_addr) = listen_on(server, "-p/--port or -s/--server")?;
-        let admin = config.admin.listen.map(|address| listen_on(address, "admin.listen"));
-        let admin = admin.transpose()?;
+        let admin = listen_for_operators(&config.admin)?;
         let lifecycle = Lifecycle::default();
         let id = NodeId::started(&config.node.name);
         let name: Arc<str> = config.node.name.as_str().into();
@@ -246,6 +242,7 @@ impl Prepared {
             local_addr,
             bridge_addr: None,
             admin_addr: None,
+            admin_url: None,
             scheme,
             fingerprint: tls.as_ref().map(ServerTls::fingerprint),
             grace: config.drain.grace,
@@ -270,9 +267,10 @@ impl Prepared {
         });
         operators.observe(&node, log.as_ref());
         if let Some((listener, address)) = admin {
+            node.admin_addr = Some(address);
+            node.admin_url = Some(operators.url(address));
             let admin = operators.admin(&node, &id, config.node.name, address, log);
             node.serve(admin::serve(listener, admin));
-            node.admin_addr = Some(address);
         }
         Ok(node)
     }
@@ -319,6 +317,29 @@ fn origin_of(url: &str) -> String {
     url::Url::parse(url).map_or_else(|_| String::new(), |url| url.origin().ascii_serialization())
 }
 
+fn listen_on(
+    address: SocketAddr,
+    option: &'static str,
+) -> Result<(TcpListener, SocketAddr), StartError> {
+    listen(address).map_err(|error| StartError::Listen { address, option, error })
+}
+
+/// Where nobody has said where operators are to be answered, a node does without rather than not
+/// run: a second one on the same machine needs nothing said.
+fn listen_for_operators(
+    admin: &config::Admin,
+) -> Result<Option<(TcpListener, SocketAddr)>, StartError> {
+    let Some(address) = admin.address() else { return Ok(None) };
+    match listen_on(address, "admin.listen") {
+        Ok(listening) => Ok(Some(listening)),
+        Err(error) if admin.listen.is_none() => {
+            warn!("no status page, API or metrics: {error}");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
 fn listen(address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
     let socket = match address {
         SocketAddr::V4(_) => tokio::net::TcpSocket::new_v4()?,
@@ -339,6 +360,7 @@ pub struct Node {
     local_addr: SocketAddr,
     bridge_addr: Option<SocketAddr>,
     admin_addr: Option<SocketAddr>,
+    admin_url: Option<String>,
     scheme: &'static str,
     fingerprint: Option<Fingerprint>,
     grace: Duration,
@@ -365,11 +387,12 @@ impl Node {
 
     /// The URL for clients on this machine, and for others if it listens on one address only.
     pub fn url(&self) -> String {
-        let mut address = self.local_addr;
-        if address.ip().is_unspecified() {
-            address.set_ip(Ipv4Addr::LOCALHOST.into());
-        }
-        format!("{}://{address}", self.scheme)
+        format!("{}://{}", self.scheme, reachable(self.local_addr))
+    }
+
+    /// The URL of its status page, likewise.
+    pub fn admin_url(&self) -> Option<&str> {
+        self.admin_url.as_deref()
     }
 
     /// What it tells of itself.
@@ -414,6 +437,14 @@ impl Node {
     fn servers(&self) -> MutexGuard<'_, JoinSet<()>> {
         self.servers.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// An address by which programs on this machine reach what listens on this one.
+fn reachable(mut address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() {
+        address.set_ip(Ipv4Addr::LOCALHOST.into());
+    }
+    address
 }
 
 async fn accept_all(listener: TcpListener, shared: Arc<Shared>) {

@@ -70,13 +70,21 @@ impl Operators {
 
     /// How the listener is addressed, and what opens it.
     pub(super) fn summary(&self, address: SocketAddr) -> String {
-        let scheme = if self.tls.is_some() { "https" } else { "http" };
         let by = match &self.token {
             Some(_) => "with the token",
             None if address.ip().to_canonical().is_loopback() => "for programs on this machine",
             None => "health and metrics only, as there is no admin.token",
         };
-        format!("admin: on {scheme}://{address}, {by}")
+        format!("admin: on {}://{address}, {by}", self.scheme())
+    }
+
+    /// Where the status page is, for programs on this machine.
+    pub(super) fn url(&self, address: SocketAddr) -> String {
+        format!("{}://{}/", self.scheme(), super::reachable(address))
+    }
+
+    fn scheme(&self) -> &'static str {
+        if self.tls.is_some() { "https" } else { "http" }
     }
 
     /// Adds the metrics that need the whole node.

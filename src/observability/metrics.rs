@@ -113,6 +113,7 @@ pub struct Metrics {
     bridge_round_trip: Histogram<f64>,
     bridge_calls: Counter<u64>,
     loop_lag: Histogram<f64>,
+    spans_recorded: Counter<u64>,
     spans_exported: Counter<u64>,
 }
 
@@ -223,7 +224,14 @@ impl Metrics {
                 "How late the runtime's timers are, looked at each second",
                 &STEPS,
             ),
-            spans_exported: count("remoteproxy.spans.exported", "Spans sent to the collector"),
+            spans_recorded: count(
+                "remoteproxy.spans.recorded",
+                "Spans to be sent; those that are not exported have been dropped, or wait",
+            ),
+            spans_exported: count(
+                "remoteproxy.spans.exported",
+                "Spans sent to the collector, by what came of it",
+            ),
             registry,
             provider,
             meter,
@@ -299,6 +307,11 @@ impl Metrics {
     /// A timer was late.
     pub fn loop_lag(&self, lag: Duration) {
         self.loop_lag.record(lag.as_secs_f64(), &[]);
+    }
+
+    /// A span is to be sent.
+    pub(super) fn span_recorded(&self) {
+        self.spans_recorded.add(1, &[]);
     }
 
     /// Spans were sent, or could not be.

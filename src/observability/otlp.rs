@@ -97,11 +97,11 @@ impl Exporters {
 fn build<T: Send>(make: impl FnOnce() -> T + Send) -> T {
     let runtime = tokio::runtime::Handle::try_current();
     std::thread::scope(|scope| {
-        let made = scope.spawn(|| {
+        let thread = scope.spawn(|| {
             let _within = runtime.as_ref().ok().map(tokio::runtime::Handle::enter);
             make()
         });
-        made.join().expect("an exporter is made or refused")
+        thread.join().expect("an exporter is made or refused")
     })
 }
 

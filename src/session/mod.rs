@@ -7,6 +7,7 @@
 mod admission;
 mod negotiation;
 mod registry;
+mod stage;
 mod tunnel;
 
 use std::net::SocketAddr;
@@ -18,7 +19,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tracing::field::display;
-use tracing::{Instrument, Span, debug, field, info, info_span};
+use tracing::{Instrument, Span, debug, error_span, field, info};
 
 use self::admission::{Admission, Ticket};
 use self::negotiation::{Outcome, negotiate};
@@ -139,7 +140,15 @@ pub(crate) struct Party {
 /// Serves one accepted connection until it is over.
 pub async fn serve(tcp: TcpStream, client_addr: SocketAddr, shared: Arc<Shared>) {
     let id = ConnectionId::next();
-    let span = info_span!("connection", %id, %client_addr, trace_id = field::Empty);
+    // At the highest level, so that lines of any level say where they belong.
+    let span = error_span!(
+        "connection",
+        %id,
+        %client_addr,
+        trace_id = field::Empty,
+        tunnel = field::Empty,
+        tunnel_trace_id = field::Empty,
+    );
     async {
         let entered = if shared.lifecycle.is_draining() {
             Err(Refusal::Draining)

@@ -3,32 +3,29 @@
 //! clock.
 
 use std::future::poll_fn;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
-use tokio::sync::{oneshot, watch};
-use tokio::time::{Sleep, sleep, sleep_until};
+use tokio::time::{sleep, sleep_until};
 use tracing::{debug, info, warn};
 
 use super::registry::{NotWaiting, Partner};
+use super::stage::{Claim, Coming, Event, Stage, poll_event};
 use super::tunnel::profile_of;
 use super::{Entry, Party, Shared, error_chain, send};
 use crate::auth;
 use crate::cluster::client::BridgeError;
 use crate::cluster::{Bridged, Refusal};
-use crate::ids::OfferId;
 use crate::observability::metrics::{self, Step};
 use crate::observability::trace::{Bridging, Ended, Setup};
 use crate::observability::{EventKind, Telemetry};
-use crate::protocol::{Action, Chunk, Close, PairingKey, Verdict};
+use crate::protocol::{Action, Close, PairingKey, Verdict};
 use crate::relay::close_leg;
 use crate::rendezvous::{Answer, Home, Offer, Waiting};
-use crate::trace_parent::TraceParent;
-use crate::transport::{End, Leg};
+use crate::transport::End;
 
 /// Between two tries to reach the node of a partner, with up to half of it taken off at random.
 const RETRY: Duration = Duration::from_secs(1);
@@ -46,65 +43,6 @@ pub(super) enum Outcome {
     Met { first: Box<Party>, partner: Partner, entry: Entry },
     /// The partner was fetched from its node.
     Bridged { party: Box<Party>, bridged: Bridged, claim: Claim },
-}
-
-/// What is being waited for besides the client.
-enum Stage {
-    Greeting,
-    Authenticating {
-        verdict: BoxFuture<'static, auth::Verdict>,
-        since: Instant,
-    },
-    Offering {
-        entry: Entry,
-        partner: Coming,
-        answer: BoxFuture<'static, Answer>,
-        epoch: watch::Receiver<u64>,
-        since: Instant,
-    },
-    Waiting {
-        entry: Entry,
-        partner: Coming,
-        lost: BoxFuture<'static, ()>,
-        since: Instant,
-    },
-    Bridging {
-        claim: Claim,
-        call: BoxFuture<'static, Result<Bridged, BridgeError>>,
-        bridging: Bridging,
-    },
-    Retrying {
-        key: PairingKey,
-        pause: Pin<Box<Sleep>>,
-    },
-}
-
-type Coming = oneshot::Receiver<Partner>;
-
-/// This endpoint has claimed an offer of another node.
-#[derive(Clone, Copy)]
-pub(super) struct Claim {
-    pub(super) key: PairingKey,
-    pub(super) owner: OfferId,
-    claimer: OfferId,
-    /// The set-up of the tunnel, as its first node calls it.
-    pub(super) setup: Option<TraceParent>,
-}
-
-enum Event {
-    /// The leg can take another message of ours.
-    Room,
-    Received(Chunk),
-    Ended(End),
-    Verdict(auth::Verdict),
-    Answer(Answer),
-    Partner(Partner),
-    /// The rendezvous may have lost the entry.
-    EntryLost,
-    Bridge(Result<Bridged, BridgeError>),
-    Retry,
-    Deadline,
-    Draining,
 }
 
 /// Serves a connection until it has a partner or is over. It may have waited before, elsewhere.
@@ -182,18 +120,7 @@ pub(super) async fn negotiate(mut party: Box<Party>, shared: &Arc<Shared>) -> Ou
                     stage = offer(key, &party, shared);
                 }
             }
-            Event::Partner(partner) => match stage {
-                Stage::Waiting { entry, since, .. } => {
-                    party.waited += since.elapsed();
-                    entry.setup.waited(since);
-                    shared.telemetry.metrics.waited(party.waited);
-                    return Outcome::Met { first: party, partner, entry };
-                }
-                Stage::Offering { entry, .. } => {
-                    return Outcome::Met { first: party, partner, entry };
-                }
-                _ => return Outcome::Over,
-            },
+            Event::Partner(partner) => return met(party, stage, partner, shared),
             Event::Deadline => {
                 party.endpoint.handle_timeout(Instant::now());
                 if let Some(close) = say_the_last(&mut party).await {
@@ -212,76 +139,6 @@ pub(super) async fn negotiate(mut party: Box<Party>, shared: &Arc<Shared>) -> Ou
                 return withdraw(stage, "lost", shared);
             }
         }
-    }
-}
-
-/// What happens next. Ready with [`Event::Room`] as long as the endpoint is `busy`.
-fn poll_event(
-    cx: &mut Context<'_>,
-    leg: &mut dyn Leg,
-    stage: &mut Stage,
-    timer: Pin<&mut Sleep>,
-    busy: bool,
-) -> Poll<Event> {
-    if let Poll::Ready(event) = stage.poll(cx) {
-        return Poll::Ready(event);
-    }
-    if timer.poll(cx).is_ready() {
-        return Poll::Ready(Event::Deadline);
-    }
-    if let Poll::Ready(end) = leg.poll_health(cx) {
-        return Poll::Ready(Event::Ended(end));
-    }
-    // No room for an answer: then nothing more is read that would need one.
-    if let Err(end) = ready!(leg.poll_ready(cx)) {
-        return Poll::Ready(Event::Ended(end));
-    }
-    if busy {
-        return Poll::Ready(Event::Room);
-    }
-    if let Poll::Ready(Err(end)) = leg.poll_flush(cx) {
-        return Poll::Ready(Event::Ended(end));
-    }
-    leg.poll_recv(cx).map(|received| match received {
-        Ok(chunk) => Event::Received(chunk),
-        Err(end) => Event::Ended(end),
-    })
-}
-
-impl Stage {
-    fn label(&self) -> metrics::Stage {
-        match self {
-            Self::Greeting => metrics::Stage::Greeting,
-            Self::Authenticating { .. } => metrics::Stage::Authenticating,
-            Self::Offering { .. } => metrics::Stage::Offering,
-            Self::Waiting { .. } => metrics::Stage::Waiting,
-            Self::Bridging { .. } | Self::Retrying { .. } => metrics::Stage::Bridging,
-        }
-    }
-
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
-        match self {
-            Self::Greeting => Poll::Pending,
-            Self::Authenticating { verdict, .. } => verdict.poll_unpin(cx).map(Event::Verdict),
-            Self::Offering { answer, partner, .. } => match poll_partner(partner, cx) {
-                Poll::Pending => answer.poll_unpin(cx).map(Event::Answer),
-                ready @ Poll::Ready(_) => ready,
-            },
-            Self::Waiting { partner, lost, .. } => match poll_partner(partner, cx) {
-                Poll::Pending => lost.poll_unpin(cx).map(|()| Event::EntryLost),
-                ready @ Poll::Ready(_) => ready,
-            },
-            Self::Bridging { call, .. } => call.poll_unpin(cx).map(Event::Bridge),
-            Self::Retrying { pause, .. } => pause.poll_unpin(cx).map(|()| Event::Retry),
-        }
-    }
-}
-
-fn poll_partner(partner: &mut Coming, cx: &mut Context<'_>) -> Poll<Event> {
-    // The sender is only dropped by whoever takes it out, and that is us.
-    match ready!(partner.poll_unpin(cx)) {
-        Ok(partner) => Poll::Ready(Event::Partner(partner)),
-        Err(_) => Poll::Pending,
     }
 }
 
@@ -382,6 +239,23 @@ fn answered(
             party.endpoint.close(Close::Taken);
             Next::Stage(party, Stage::Greeting)
         }
+    }
+}
+
+/// The partner has come to the endpoint that was put up.
+fn met(mut party: Box<Party>, stage: Stage, partner: Partner, shared: &Shared) -> Outcome {
+    match stage {
+        Stage::Waiting { entry, since, .. } => {
+            party.waited += since.elapsed();
+            entry.setup.waited(since);
+            shared.telemetry.metrics.waited(party.waited);
+            Outcome::Met { first: party, partner, entry }
+        }
+        Stage::Offering { entry, .. } => Outcome::Met { first: party, partner, entry },
+        Stage::Greeting
+        | Stage::Authenticating { .. }
+        | Stage::Bridging { .. }
+        | Stage::Retrying { .. } => Outcome::Over,
     }
 }
 

@@ -7,10 +7,11 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use tracing::info;
+use tracing::field::display;
+use tracing::{Span, info};
 
-use super::negotiation::Claim;
 use super::registry::Partner;
+use super::stage::Claim;
 use super::{Entry, Party, Shared, send};
 use crate::cluster::{Bridged, Incoming, Refusal};
 use crate::ids::OfferId;
@@ -225,11 +226,16 @@ struct Standing {
 fn begin(facts: TunnelFacts, setup: Option<TraceParent>, shared: &Shared) -> Standing {
     let (tunnel, kind) = (facts.id, facts.kind.label());
     let second = match &facts.second {
-        Endpoint::Here { connection, .. } => Some(tracing::field::display(connection)),
+        Endpoint::Here { connection, .. } => Some(display(connection)),
         Endpoint::There { .. } => None,
     };
-    let trace = setup.map(|setup| tracing::field::display(setup.trace_id()));
-    info!(%tunnel, kind, second, tunnel_trace_id = trace, "tunnel established");
+    // What this connection logs from now on is about its tunnel.
+    let span = Span::current();
+    span.record("tunnel", display(tunnel));
+    if let Some(setup) = setup {
+        span.record("tunnel_trace_id", display(setup.trace_id()));
+    }
+    info!(kind, second, "tunnel established");
     let Telemetry { metrics, journal, tunnels, .. } = &shared.telemetry;
     journal.note(EventKind::Tunnel, format!("tunnel {tunnel} established, {kind}"));
     Standing { guard: tunnels.begin(facts, metrics), setup }
@@ -277,10 +283,7 @@ fn say(
     shared: &Shared,
 ) {
     let TunnelFacts { id, kind, .. } = tunnel.facts;
-    let trace = setup.map(|setup| tracing::field::display(setup.trace_id()));
     info!(
-        tunnel = %id,
-        tunnel_trace_id = trace,
         kind = kind.label(),
         generation = tunnel.facts.generation(),
         reason = %report.reason,

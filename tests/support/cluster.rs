@@ -44,9 +44,10 @@ impl Cluster {
 pub fn member(redis: &Server, certificates: &Certificates, name: &str) -> Config {
     let mut config = Config::default();
     config.server.port = 0;
+    config.admin.listen = Some(super::FREE);
     config.node.name = name.into();
     config.redis.url = Some(Secret::new(redis.url()));
-    config.bridge.listen = "127.0.0.1:0".parse().expect("an address");
+    config.bridge.listen = super::FREE;
     let (certificate, key) = certificates.issue(name);
     config.bridge.ca = Some(certificates.ca());
     config.bridge.certificate = Some(certificate);

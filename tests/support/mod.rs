@@ -6,7 +6,7 @@
 pub mod cluster;
 pub mod redis;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,6 +31,9 @@ use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 /// How long anything may take. Far more than needed: it is not a measure of speed.
 pub const DEADLINE: Duration = Duration::from_secs(20);
 
+/// A port of this machine that is free.
+pub const FREE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
 /// Waits for something, at most [`DEADLINE`].
 pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     let in_time = tokio::time::timeout(DEADLINE, future).await;
@@ -46,6 +49,7 @@ pub fn node() -> Node {
 pub fn node_with(change: impl FnOnce(&mut Config)) -> Node {
     let mut config = Config::default();
     config.server.port = 0;
+    config.admin.listen = Some(FREE);
     change(&mut config);
     Prepared::new(config).expect("valid settings").start().expect("a free port")
 }
@@ -128,11 +132,12 @@ pub struct Endpoint {
 
 impl Endpoint {
     pub async fn connect(node: &impl Listening) -> Self {
-        Box::pin(Self::try_connect(node)).await.expect("upgrade")
+        Self::try_connect(node).await.expect("upgrade")
     }
 
     pub async fn try_connect(node: &impl Listening) -> Result<Self, WsError> {
-        Self::upgrade(node, "wss://localhost/".into_client_request()?).await
+        let request = "wss://localhost/".into_client_request()?;
+        Box::pin(Self::upgrade(node, request)).await
     }
 
     /// Its upgrade request has this `traceparent`.
@@ -146,7 +151,7 @@ impl Endpoint {
     async fn upgrade(node: &impl Listening, request: Request) -> Result<Self, WsError> {
         let config = WebSocketConfig::default().max_message_size(None).max_frame_size(None);
         let upgrade = client_async_with_config(request, tls(node).await, Some(config));
-        let (ws, _) = soon("upgrade", upgrade).await?;
+        let (ws, _) = Box::pin(soon("upgrade", upgrade)).await?;
         Ok(Self { ws: Box::new(ws) })
     }
 

@@ -48,6 +48,7 @@ impl Started {
             // With its defaults, whatever the settings of this shell are.
             .env_clear()
             .env("REMOTEPROXY__LOG__FORMAT", "human")
+            .env("REMOTEPROXY__ADMIN__LISTEN", "127.0.0.1:0")
             .envs(settings.iter().copied())
             .stdin(Stdio::null())
             .stderr(Stdio::piped())

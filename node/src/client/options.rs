@@ -25,6 +25,7 @@ const MAX_TOKEN_FILE: u64 = 64 * 1024;
 /// and the tunnel was closed normally.
 #[derive(Debug, Parser)]
 #[command(version)]
+#[expect(clippy::struct_excessive_bools, reason = "a command line has switches")]
 pub(crate) struct Options {
     /// The proxy: wss://host:port, or ws:// for one without TLS.
     #[arg(short, long, default_value = "wss://127.0.0.1:1212", value_parser = url)]

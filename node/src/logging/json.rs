@@ -10,7 +10,7 @@ use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::fmt::format::{JsonFields, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormattedFields};
-use tracing_subscriber::registry::{LookupSpan, SpanRef};
+use tracing_subscriber::registry::{LookupSpan, Scope, SpanRef};
 
 /// Names that are no event's to use.
 const RESERVED: [&str; 3] = ["timestamp", "level", "target"];
@@ -34,7 +34,7 @@ where
         line.put("timestamp", time.to_string().into());
         line.put("level", metadata.level().as_str().into());
         line.put("target", metadata.target().into());
-        for span in context.event_scope().into_iter().flat_map(|spans| spans.from_root()) {
+        for span in context.event_scope().into_iter().flat_map(Scope::from_root) {
             line.put_fields_of(&span);
         }
         event.record(&mut line);

@@ -19,7 +19,11 @@ pub fn command(arguments: &[&str]) -> Command {
         }
     }
     // What is looked for in the log is written for people.
-    command.args(arguments).env("REMOTEPROXY__LOG__FORMAT", "human").stdin(Stdio::null());
+    command
+        .args(arguments)
+        .env("REMOTEPROXY__LOG__FORMAT", "human")
+        .env("REMOTEPROXY__ADMIN__LISTEN", "127.0.0.1:0")
+        .stdin(Stdio::null());
     command
 }
 

@@ -39,6 +39,7 @@ struct Inner {
     scope: InstrumentationScope,
     sampling: Sampling,
     clock: Clock,
+    metrics: Arc<Metrics>,
 }
 
 /// Tells what time it was, the same for the same moment, so that spans that meet do not overlap.
@@ -90,13 +91,13 @@ impl Tracer {
         metrics: Arc<Metrics>,
     ) -> Self {
         Self(exporting.map(|SpanExporting { exporter, sampling, collector }| {
-            let exporter = Watched { exporter, collector, metrics };
+            let exporter = Watched { exporter, collector, metrics: Arc::clone(&metrics) };
             let mut batch = BatchSpanProcessor::builder(exporter).build();
             batch.set_resource(resource);
             let scope = InstrumentationScope::builder("nymea-remoteproxy")
                 .with_version(env!("CARGO_PKG_VERSION"))
                 .build();
-            Arc::new(Inner { batch, scope, sampling, clock: Clock::new() })
+            Arc::new(Inner { batch, scope, sampling, clock: Clock::new(), metrics })
         }))
     }
 
@@ -117,6 +118,7 @@ impl Tracer {
 
     fn tell(&self, span: Span) {
         let Some(inner) = self.0.as_ref().filter(|_| span.me.sampled) else { return };
+        inner.metrics.span_recorded();
         let mut links = SpanLinks::default();
         links.links =
             span.links.into_iter().map(|to| Link::new(context(to, true), Vec::new(), 0)).collect();

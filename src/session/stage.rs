@@ -1,0 +1,153 @@
+//! Where a connection without a partner is on its way, and what can happen to it there.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use tokio::sync::{oneshot, watch};
+use tokio::time::Sleep;
+
+use super::Entry;
+use super::registry::Partner;
+use crate::auth;
+use crate::cluster::Bridged;
+use crate::cluster::client::BridgeError;
+use crate::ids::OfferId;
+use crate::observability::metrics;
+use crate::observability::trace::Bridging;
+use crate::protocol::{Chunk, PairingKey};
+use crate::rendezvous::Answer;
+use crate::trace_parent::TraceParent;
+use crate::transport::{End, Leg};
+
+/// What is being waited for besides the client.
+pub(super) enum Stage {
+    Greeting,
+    Authenticating {
+        verdict: BoxFuture<'static, auth::Verdict>,
+        since: Instant,
+    },
+    Offering {
+        entry: Entry,
+        partner: Coming,
+        answer: BoxFuture<'static, Answer>,
+        epoch: watch::Receiver<u64>,
+        since: Instant,
+    },
+    Waiting {
+        entry: Entry,
+        partner: Coming,
+        lost: BoxFuture<'static, ()>,
+        since: Instant,
+    },
+    Bridging {
+        claim: Claim,
+        call: BoxFuture<'static, Result<Bridged, BridgeError>>,
+        bridging: Bridging,
+    },
+    Retrying {
+        key: PairingKey,
+        pause: Pin<Box<Sleep>>,
+    },
+}
+
+pub(super) type Coming = oneshot::Receiver<Partner>;
+
+/// This endpoint has claimed an offer of another node.
+#[derive(Clone, Copy)]
+pub(super) struct Claim {
+    pub(super) key: PairingKey,
+    pub(super) owner: OfferId,
+    pub(super) claimer: OfferId,
+    /// The set-up of the tunnel, as its first node calls it.
+    pub(super) setup: Option<TraceParent>,
+}
+
+/// What can happen to a connection that has no partner yet.
+pub(super) enum Event {
+    /// The leg can take another message of ours.
+    Room,
+    Received(Chunk),
+    Ended(End),
+    Verdict(auth::Verdict),
+    Answer(Answer),
+    Partner(Partner),
+    /// The rendezvous may have lost the entry.
+    EntryLost,
+    Bridge(Result<Bridged, BridgeError>),
+    Retry,
+    Deadline,
+    Draining,
+}
+
+/// What happens next. Ready with [`Event::Room`] as long as the endpoint is `busy`.
+pub(super) fn poll_event(
+    cx: &mut Context<'_>,
+    leg: &mut dyn Leg,
+    stage: &mut Stage,
+    timer: Pin<&mut Sleep>,
+    busy: bool,
+) -> Poll<Event> {
+    if let Poll::Ready(event) = stage.poll(cx) {
+        return Poll::Ready(event);
+    }
+    if timer.poll(cx).is_ready() {
+        return Poll::Ready(Event::Deadline);
+    }
+    if let Poll::Ready(end) = leg.poll_health(cx) {
+        return Poll::Ready(Event::Ended(end));
+    }
+    // No room for an answer: then nothing more is read that would need one.
+    if let Err(end) = ready!(leg.poll_ready(cx)) {
+        return Poll::Ready(Event::Ended(end));
+    }
+    if busy {
+        return Poll::Ready(Event::Room);
+    }
+    if let Poll::Ready(Err(end)) = leg.poll_flush(cx) {
+        return Poll::Ready(Event::Ended(end));
+    }
+    leg.poll_recv(cx).map(|received| match received {
+        Ok(chunk) => Event::Received(chunk),
+        Err(end) => Event::Ended(end),
+    })
+}
+
+impl Stage {
+    pub(super) fn label(&self) -> metrics::Stage {
+        match self {
+            Self::Greeting => metrics::Stage::Greeting,
+            Self::Authenticating { .. } => metrics::Stage::Authenticating,
+            Self::Offering { .. } => metrics::Stage::Offering,
+            Self::Waiting { .. } => metrics::Stage::Waiting,
+            Self::Bridging { .. } | Self::Retrying { .. } => metrics::Stage::Bridging,
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        match self {
+            Self::Greeting => Poll::Pending,
+            Self::Authenticating { verdict, .. } => verdict.poll_unpin(cx).map(Event::Verdict),
+            Self::Offering { answer, partner, .. } => match poll_partner(partner, cx) {
+                Poll::Pending => answer.poll_unpin(cx).map(Event::Answer),
+                ready @ Poll::Ready(_) => ready,
+            },
+            Self::Waiting { partner, lost, .. } => match poll_partner(partner, cx) {
+                Poll::Pending => lost.poll_unpin(cx).map(|()| Event::EntryLost),
+                ready @ Poll::Ready(_) => ready,
+            },
+            Self::Bridging { call, .. } => call.poll_unpin(cx).map(Event::Bridge),
+            Self::Retrying { pause, .. } => pause.poll_unpin(cx).map(|()| Event::Retry),
+        }
+    }
+}
+
+fn poll_partner(partner: &mut Coming, cx: &mut Context<'_>) -> Poll<Event> {
+    // The sender is only dropped by whoever takes it out, and that is us.
+    match ready!(partner.poll_unpin(cx)) {
+        Ok(partner) => Poll::Ready(Event::Partner(partner)),
+        Err(_) => Poll::Pending,
+    }
+}
