@@ -120,7 +120,7 @@ mod tests {
         peer: &str,
         headers: &[(&str, &str)],
     ) -> u16 {
-        let peer = format!("{peer}:1000").parse().expect("an address");
+        let peer = SocketAddr::new(peer.parse().expect("an address"), 1000);
         let mut map = HeaderMap::new();
         for (name, value) in headers {
             let name: header::HeaderName = name.parse().expect("a name");
