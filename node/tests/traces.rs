@@ -7,6 +7,8 @@ mod collector;
 mod support;
 
 use std::collections::{BTreeSet, HashMap};
+use std::fmt::Write as _;
+use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Command;
 
@@ -24,6 +26,8 @@ use support::{Running, command};
 
 const TOKEN: &str = "the-token-that-nobody-may-see";
 const NONCE: &str = "the-nonce-that-nobody-may-see";
+/// The variable with the name of a file for a picture of the traces.
+const PICTURE: &str = "TRACES_PICTURE";
 const PAYLOAD: &str = "the-payload-that-nobody-may-see";
 
 /// A node that tells a collector all it has, without much delay.
@@ -39,8 +43,10 @@ fn told_to(endpoint: &str) -> Command {
 async fn two_nodes(redis: &Server, endpoint: &str) -> [Member; 2] {
     let certificates = Certificates::new();
     let redis = [("URL", redis.url())];
-    let nodes = [(); 2].map(|()| {
-        Member::start(told_to(endpoint), Ipv4Addr::LOCALHOST.into(), &certificates, &redis)
+    let nodes = std::array::from_fn(|index| {
+        let mut node = told_to(endpoint);
+        node.env("REMOTEPROXY__NODE__NAME", format!("node{}", index + 1));
+        Member::start(node, Ipv4Addr::LOCALHOST.into(), &certificates, &redis)
     });
     for node in &nodes {
         until("the node is ready", async || node.is_ready().await).await;
@@ -73,6 +79,40 @@ impl Trace {
 
     fn names(&self) -> Vec<&str> {
         self.0.iter().map(|(_, span)| span.name.as_str()).collect()
+    }
+
+    /// A line for each span, below its parent: name, node, begin and duration.
+    fn picture(&self) -> String {
+        let mut lines = String::new();
+        let is_root =
+            |span: &Span| !self.0.iter().any(|(_, other)| other.span_id == span.parent_span_id);
+        let roots: Vec<_> = self.0.iter().filter(|(_, span)| is_root(span)).collect();
+        let began = roots[0].1.start_time_unix_nano;
+        for root in roots {
+            self.draw(root, 0, began, &mut lines);
+        }
+        lines
+    }
+
+    fn draw(
+        &self,
+        (resource, span): &(HashMap<String, String>, Span),
+        depth: usize,
+        origin: u64,
+        lines: &mut String,
+    ) {
+        let millis = |nanos: u64| format!("{}.{:02} ms", nanos / 1_000_000, nanos / 10_000 % 100);
+        let (start, end) = (span.start_time_unix_nano, span.end_time_unix_nano);
+        let name = "  ".repeat(depth) + &span.name;
+        let node = &resource["nymea.node.name"];
+        let (at, took) = (millis(start - origin), millis(end - start));
+        writeln!(lines, "{name:<26}{node:<8}{at:>10} +{took:>10}").expect("a String");
+        let mut children: Vec<_> =
+            self.0.iter().filter(|(_, child)| child.parent_span_id == span.span_id).collect();
+        children.sort_by_key(|(_, child)| child.start_time_unix_nano);
+        for child in children {
+            self.draw(child, depth + 1, origin, lines);
+        }
     }
 }
 
@@ -143,6 +183,11 @@ async fn a_tunnel_over_two_nodes_is_one_trace() {
     })
     .await;
     check_tunnel(&tunnel(), &collector, parents);
+    if let Some(file) = std::env::var_os(PICTURE) {
+        let traces = parents.map(|parent| Trace::of(&collector, &parent.trace.to_be_bytes()));
+        let pictures = [&traces[0], &traces[1], &tunnel()].map(Trace::picture);
+        fs::write(file, pictures.join("\n")).expect("written");
+    }
 
     until("metrics", async || !collector.metrics().is_empty()).await;
     assert!(collector.metrics().contains(&"remoteproxy.tunnels.established".to_owned()));
@@ -224,10 +269,20 @@ async fn by_http_and_a_signal_loses_nothing() {
     talk(&mut first, &mut second).await;
     first.leave().await;
     second.closed_with(1000).await;
+    // The client command goes on with the trace of whoever starts it.
+    let parent = TraceParent::new(true);
+    let client = Command::new(env!("CARGO_BIN_EXE_nymea-remoteproxy-client"))
+        .args(["--url", &format!("wss://{}", node.address), "-i", "--token", "t", "--wait", "10ms"])
+        .env("TRACEPARENT", parent.to_string())
+        .output();
+    assert!(!client.expect("the client runs").status.success(), "nobody comes");
     assert!(collector.spans().is_empty());
     node.process.signal("TERM");
     let (code, _) = node.process.end();
     assert_eq!(code, Some(0));
+    let continued = Trace::of(&collector, &parent.trace.to_be_bytes());
+    let (_, connection) = continued.one("connection");
+    assert!(!connection.parent_span_id.is_empty());
     let names: BTreeSet<_> = collector.spans().into_iter().map(|(_, span)| span.name).collect();
     for name in ["connection", "claim", "tunnel setup", "tunnel"] {
         assert!(names.contains(name), "{name} is not in {names:?}");

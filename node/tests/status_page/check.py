@@ -15,7 +15,7 @@ import websockets
 
 URL = sys.argv[1]
 SCREENSHOTS = pathlib.Path(sys.argv[2]) if len(sys.argv) > 2 else None
-DEADLINE = 60
+DEADLINE = 150
 SEEN = """({
   state: document.getElementById("state").textContent,
   tunnels: document.getElementById("tunnels").textContent,
@@ -76,6 +76,8 @@ class Page:
         self.session = attached["sessionId"]
         for domain in ("Runtime", "Log", "Network", "Page"):
             await self.call(f"{domain}.enable")
+        # What is in the background is not drawn, and so never on a screenshot.
+        await self.call("Page.bringToFront")
         await self.look(1280, 900, "light")
         await self.call("Page.navigate", url=URL)
 

@@ -117,7 +117,11 @@ pub fn members<const N: usize>(
     certificates: &Certificates,
     redis: &[(&str, String)],
 ) -> [Member; N] {
-    [(); N].map(|()| Member::start(command(&[]), Ipv4Addr::LOCALHOST.into(), certificates, redis))
+    std::array::from_fn(|index| {
+        let mut command = command(&[]);
+        command.env("REMOTEPROXY__NODE__NAME", format!("node{}", index + 1));
+        Member::start(command, Ipv4Addr::LOCALHOST.into(), certificates, redis)
+    })
 }
 
 /// Both ends still have each other.
