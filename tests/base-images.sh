@@ -16,6 +16,7 @@ rust=$(sed -n 's/^ARG RUST_IMAGE=//p' deploy/Dockerfile)
 debian=$(sed -n 's/^ARG BASE_IMAGE=//p' deploy/Dockerfile)
 redis=$(sed -n 's/^ *image: \(redis:\S*\)$/\1/p' docker-compose.yml)
 haproxy=$(sed -n 's/^ *image: \(haproxy:\S*\)$/\1/p' docker-compose.yml)
+prometheus=$(sed -n 's|^ *image: \(prom/prometheus:\S*\)$|\1|p' docker-compose.yml)
 
 lacks() {
   if docker image inspect "$1" >/dev/null 2>&1; then
@@ -132,9 +133,26 @@ END
   build "$haproxy" entrypoint.sh
 }
 
+make_prometheus() {
+  # As there: not as root, and the program is /bin/prometheus. It is of the version that Debian has.
+  cat >"$work/Dockerfile" <<END
+FROM $debian
+RUN apt-get update && apt-get install -y --no-install-recommends prometheus \
+    && rm -rf /var/lib/apt/lists/* /etc/prometheus && install -d -o nobody -g nogroup /prometheus
+WORKDIR /prometheus
+USER nobody
+VOLUME /prometheus
+EXPOSE 9090
+ENTRYPOINT ["/bin/prometheus"]
+CMD ["--config.file=/etc/prometheus/prometheus.yml", "--storage.tsdb.path=/prometheus"]
+END
+  build "$prometheus"
+}
+
 mkdir -p "$work"
 if lacks "$debian"; then make_debian; fi
 if lacks "$redis"; then make_redis; fi
 if lacks "$haproxy"; then make_haproxy; fi
+if lacks "$prometheus"; then make_prometheus; fi
 # It is large and only a build from source needs it.
 if [ "${1-}" = --with-rust ] && lacks "$rust"; then make_rust; fi

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Tries docker-compose.yml as the README tells it: two clients on different nodes, a file goes
-# through, a node without part in it is killed, then one of the two, and all pair again.
+# through, a node without part in it is killed, then one of the two, and all pair again. Prometheus
+# of the profile "observability" watches.
 # What it needs and how it ends: tests/support/compose.sh.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -11,6 +12,36 @@ start_cluster 30s
 lb=$(url lb)
 node1=$(url node1)
 node3=$(url node3)
+
+token=$(cat deploy/observability/admin-token)
+# asked <address> <path>: the answer to whoever has the token.
+asked() {
+  exec 3<>"/dev/tcp/${1%:*}/${1##*:}" || return
+  printf 'GET %s HTTP/1.0\r\nHost: %s\r\nAuthorization: Bearer %s\r\n\r\n' "$2" "$1" "$token" >&3
+  cat <&3
+  exec 3>&-
+}
+# answers <address> <path> <what is in the answer>
+answers() { grep -q "$3" < <(asked "$1" "$2" 2>/dev/null); }
+
+# Without its profile, nothing of it is there.
+[ -z "$(compose ps -q prometheus 2>/dev/null)" ] || fail "Prometheus runs, and nobody has asked"
+compose up -d prometheus >"$work/up.log" 2>&1 || fail "no Prometheus: $(cat "$work/up.log")"
+prometheus=$(compose port prometheus 9090)
+# up_are <number>: how many nodes answer Prometheus.
+up_are() {
+  answers "$prometheus" '/api/v1/query?query=count(up%7Bjob=%22nymea-remoteproxy%22%7D==1)' \
+    ",\"$1\"\]"
+}
+within 60 up_are 3 || fail "Prometheus does not reach the three nodes"
+answers "$prometheus" /api/v1/rules RemoteproxyNodeDown || fail "Prometheus has no rules"
+for node in node1 node2 node3; do
+  admin=$(compose port "$node" 9100)
+  answers "$admin" / '<html' || fail "$node has no status page"
+  answers "$admin" /api/v1/node "$node" || fail "$node does not know the token"
+  token='' answers "$admin" /metrics '^HTTP/1.[01] 401' || fail "$node answers anybody"
+done
+say "Prometheus reaches the three nodes, and each has a status page"
 
 # sent <url> <url> <token>: whether a file from the second to the first arrives unchanged.
 sent() {
@@ -73,6 +104,10 @@ say "a new tunnel, by the load balancer: 1 MiB went through after $took ms"
 # The token of the lost tunnel may be taken until the lease of the killed node is over.
 within 20 sent "$lb" "$lb" standing || fail "the token of the lost tunnel does not get free"
 say "the same token again: 1 MiB went through after $(ms) ms at the latest"
+within 60 up_are 1 || fail "Prometheus does not notice that two nodes are down"
+within 60 answers "$prometheus" '/api/v1/query?query=ALERTS' RemoteproxyNodeDown ||
+  fail "Prometheus has no alert of a node that is down"
+say "Prometheus has noticed that two nodes are down"
 
 compose start node1 node2 >/dev/null 2>&1
 for node in node1 node2; do within 60 is_ready "$node" || fail "$node does not come back"; done

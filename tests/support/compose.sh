@@ -26,7 +26,8 @@ project=remoteproxy-test-$$
 export REMOTEPROXY_IMAGE=$project
 # Empty: the engine chooses.
 export REMOTEPROXY_PORT='' REMOTEPROXY_PORT_NODE1='' REMOTEPROXY_PORT_NODE2='' \
-  REMOTEPROXY_PORT_NODE3=''
+  REMOTEPROXY_PORT_NODE3='' REMOTEPROXY_PORT_ADMIN1='' REMOTEPROXY_PORT_ADMIN2='' \
+  REMOTEPROXY_PORT_ADMIN3='' REMOTEPROXY_PORT_PROMETHEUS=''
 compose_files=(-f docker-compose.yml -f "$work/compose.yml")
 
 compose() { "${compose_command[@]}" -p "$project" "${compose_files[@]}" "$@"; }
