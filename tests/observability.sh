@@ -196,31 +196,36 @@ request = urllib.request.Request(f"http://127.0.0.1:{port}/metrics", headers={"A
 print(urllib.request.urlopen(request).read().decode(), end="")
 PYTHON
 }
-# has <text in the metrics of node2>
-has() { metrics "$admin2" 2>/dev/null | grep -q "$1"; }
-within 20 has '^remoteproxy_ready 1' || fail "node2 does not get ready"
-within 20 listens "$one" || fail "node1 does not listen"
+# has <admin port> <text in its metrics>
+has() { grep -q "$2" < <(metrics "$1" 2>/dev/null); }
+for port in "$admin1" "$admin2"; do
+  within 20 has "$port" '^remoteproxy_ready 1' || fail "a node does not get ready"
+done
 
 client() {
   REMOTEPROXY_TOKEN=$2 timeout 30 "$binaries/nymea-remoteproxy-client" \
     -i --url "wss://127.0.0.1:$1" --pingpong --count 20 >>"$work/client.log" 2>&1
 }
-# tunnel <port> <port> <token>
+# tunnel <port of the first> <its admin port> <port of the second> <token>
 tunnel() {
-  client "$1" "$3" &
+  client "$1" "$4" &
   local other=$!
-  client "$2" "$3" && wait "$other"
+  within 10 has "$2" '^remoteproxy_connections{stage="waiting",.*} 1' &&
+    client "$3" "$4" && wait "$other"
 }
-tunnel "$one" "$two" bridged || fail "no tunnel over two nodes"
-tunnel "$two" "$one" "bridged back" || fail "no tunnel over two nodes"
-tunnel "$two" "$two" local || fail "no tunnel on one node"
+tunnel "$one" "$admin1" "$two" "over two nodes" || fail "no tunnel over two nodes"
+tunnel "$two" "$admin2" "$one" "and back" || fail "no tunnel over two nodes"
+tunnel "$two" "$admin2" "$two" "on one node" || fail "no tunnel on one node"
 # Nobody comes, and there is no room.
 REMOTEPROXY_TOKEN=lonely timeout 1 "$binaries/nymea-remoteproxy-client" -i \
   --url "wss://127.0.0.1:$two" </dev/null >/dev/null 2>&1 || true
-(for _ in 1 2 3 4; do exec {_}<>"/dev/tcp/127.0.0.1/$two"; done; sleep 0.5)
+(
+  for n in 11 12 13 14; do eval "exec $n<>/dev/tcp/127.0.0.1/$two"; done
+  sleep 0.5
+)
 for series in connections_refused_total handshakes_failed_total connections_closed_total \
   bridge_round_trip_seconds_count bridge_streams_in spans_exported_total; do
-  within 20 has "^remoteproxy_$series{" || fail "node2 has no remoteproxy_$series"
+  within 20 has "$admin2" "^remoteproxy_$series{" || fail "node2 has no remoteproxy_$series"
 done
 
 say "names"
