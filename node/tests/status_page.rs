@@ -70,7 +70,7 @@ async fn the_page_moves_and_asks_nobody_else() {
     let checking = check.spawn().expect("this test needs python3; tests/run installs it");
     let nodes = [one, other];
     let output = tokio::select! {
-        output = timeout(Duration::from_secs(180), checking.wait_with_output()) => output,
+        output = timeout(Duration::from_mins(3), checking.wait_with_output()) => output,
         () = come_and_go(&nodes) => unreachable!("it goes on and on"),
     };
     let output = output.expect("in time").expect("it ends");

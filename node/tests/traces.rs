@@ -272,7 +272,7 @@ async fn by_http_and_a_signal_loses_nothing() {
     // The client command goes on with the trace of whoever starts it.
     let parent = TraceParent::new(true);
     let client = Command::new(env!("CARGO_BIN_EXE_nymea-remoteproxy-client"))
-        .args(["--url", &format!("wss://{}", node.address), "-i", "--token", "t", "--wait", "10ms"])
+        .args(["--url", &format!("wss://{}", node.address), "-i", "--token", "t", "--wait", "1s"])
         .env("TRACEPARENT", parent.to_string())
         .output();
     assert!(!client.expect("the client runs").status.success(), "nobody comes");

@@ -1,12 +1,14 @@
 //! How endpoints are reached: a [`Transport`] turns an accepted TCP connection into a [`Leg`],
 //! and nothing above it knows which kind of transport that was.
 //!
-//! Here are the two traits; [`tls`] and [`websocket`] are the parts of the one transport there is.
+//! Here are the two traits. `wire` moves bytes, with TLS or without; [`websocket`] makes frames of
+//! them and is the one transport there is.
 //! Protocol messages and pairing are not known here.
 
 mod keepalive;
 pub mod tls;
 pub mod websocket;
+mod wire;
 
 use std::io;
 use std::task::{Context, Poll};

@@ -1,7 +1,7 @@
-//! Endpoints that come by WebSocket (RFC 6455), with TLS or without: the only place that knows
-//! tungstenite on the server's side. `upgrade` gets a connection to its first frame, `leg`
-//! moves the frames.
+//! Endpoints that come by WebSocket (RFC 6455), with TLS or without. `upgrade` gets a connection to
+//! its first frame, `codec` knows what frames look like, `leg` moves them.
 
+mod codec;
 mod leg;
 mod upgrade;
 
@@ -10,42 +10,37 @@ use std::time::Instant;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use rustls::ProtocolVersion;
-use tokio::io::{AsyncRead, AsyncWrite};
+use rustls::ServerConfig;
 use tokio::net::TcpStream;
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
 
 use self::leg::WebSocketLeg;
 use self::upgrade::Upgraded;
 use super::keepalive::Keepalive;
 use super::tls::ServerTls;
+use super::wire::{Plain, Secure, Wire};
 use super::{AcceptError, Accepted, Patience, Refusal, Transport};
 
 /// Secure or plain WebSocket.
 pub struct WebSocketTransport {
-    tls: Option<TlsAcceptor>,
+    tls: Option<Arc<ServerConfig>>,
     patience: Patience,
 }
 
 impl WebSocketTransport {
     /// `wss://` if there is TLS, `ws://` otherwise.
     pub fn new(tls: Option<&ServerTls>, patience: Patience) -> Arc<Self> {
-        Arc::new(Self { tls: tls.map(ServerTls::acceptor), patience })
+        Arc::new(Self { tls: tls.map(ServerTls::config), patience })
     }
 
-    async fn upgrade<S>(
+    async fn upgrade<W: Wire + 'static>(
         &self,
-        mut stream: S,
+        mut wire: W,
         tls: Option<(&'static str, Instant)>,
         refusal: Option<Refusal>,
-    ) -> Result<Accepted, AcceptError>
-    where
-        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    {
-        let Upgraded { rest, trace_parent } = upgrade::upgrade(&mut stream, refusal).await?;
+    ) -> Result<Accepted, AcceptError> {
+        let Upgraded { rest, trace_parent } = upgrade::upgrade(&mut wire, refusal).await?;
         let keepalive = Keepalive::new(self.patience, Instant::now());
-        let leg = Box::new(WebSocketLeg::new(stream, rest, keepalive));
+        let leg = Box::new(WebSocketLeg::new(wire, rest, keepalive));
         Ok(Accepted { leg, trace_parent, tls })
     }
 }
@@ -60,12 +55,13 @@ impl Transport for WebSocketTransport {
             // Small messages must not wait for the acknowledgement of those before them.
             tcp.set_nodelay(true).map_err(AcceptError::Io)?;
             match &self.tls {
-                Some(acceptor) => {
-                    let stream = acceptor.accept(tcp).await.map_err(AcceptError::Tls)?;
-                    let tls = (version_of(&stream), Instant::now());
-                    self.upgrade(stream, Some(tls), refusal).await
+                Some(config) => {
+                    let secure = Secure::accept(tcp, Arc::clone(config));
+                    let secure = secure.await.map_err(AcceptError::Tls)?;
+                    let tls = (secure.version(), Instant::now());
+                    self.upgrade(secure, Some(tls), refusal).await
                 }
-                None => self.upgrade(tcp, None, refusal).await,
+                None => self.upgrade(Plain::new(tcp), None, refusal).await,
             }
         }
         .boxed()
@@ -73,13 +69,5 @@ impl Transport for WebSocketTransport {
 
     fn label(&self) -> &'static str {
         "websocket"
-    }
-}
-
-fn version_of(stream: &TlsStream<TcpStream>) -> &'static str {
-    match stream.get_ref().1.protocol_version() {
-        Some(ProtocolVersion::TLSv1_3) => "1.3",
-        Some(ProtocolVersion::TLSv1_2) => "1.2",
-        Some(_) | None => "unknown",
     }
 }

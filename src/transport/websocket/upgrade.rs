@@ -1,14 +1,16 @@
 //! From the first byte of HTTP to a WebSocket: one request head in, one answer out. Whoever asks
 //! for something else gets a plain answer that says what this server is.
 
+use std::future::poll_fn;
 use std::io;
 
+use bytes::{Buf, BytesMut};
 use http::{HeaderName, HeaderValue, Method, Request, StatusCode, Version};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_tungstenite::tungstenite::error::{Error as WsError, ProtocolError};
 use tokio_tungstenite::tungstenite::handshake::server::{create_response, write_response};
 
 use crate::trace_parent::TraceParent;
+use crate::transport::wire::Wire;
 use crate::transport::{AcceptError, Refusal};
 
 /// The largest request head, in bytes.
@@ -19,22 +21,19 @@ const MAX_HEADERS: usize = 64;
 /// What a good request leads to.
 pub(super) struct Upgraded {
     /// The bytes that came behind it.
-    pub(super) rest: Vec<u8>,
+    pub(super) rest: BytesMut,
     /// The trace that its client wants to be continued (W3C Trace Context).
     pub(super) trace_parent: Option<TraceParent>,
 }
 
 /// Reads the upgrade request and answers it.
-pub(super) async fn upgrade<S>(
-    stream: &mut S,
+pub(super) async fn upgrade(
+    wire: &mut impl Wire,
     refusal: Option<Refusal>,
-) -> Result<Upgraded, AcceptError>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
-    match handshake(stream, refusal).await {
+) -> Result<Upgraded, AcceptError> {
+    match handshake(wire, refusal).await {
         Err(Rejected { status, why, error }) => {
-            answer(stream, status, why).await;
+            answer(wire, status, why).await;
             Err(error.unwrap_or(AcceptError::NoUpgrade { status: status.as_u16(), why }))
         }
         Ok(Err(error)) => Err(AcceptError::Io(error)),
@@ -55,26 +54,25 @@ impl Rejected {
     }
 }
 
-async fn handshake<S>(
-    stream: &mut S,
+async fn handshake(
+    wire: &mut impl Wire,
     refusal: Option<Refusal>,
-) -> Result<io::Result<Upgraded>, Rejected>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
-    let mut head = Vec::with_capacity(1024);
+) -> Result<io::Result<Upgraded>, Rejected> {
+    let mut head = BytesMut::new();
     let (request, length) = loop {
-        match stream.read_buf(&mut head).await {
+        match poll_fn(|cx| wire.poll_fill(cx, &mut head)).await {
             Ok(0) => return Ok(Err(io::ErrorKind::UnexpectedEof.into())),
             Ok(_) => {}
             Err(error) => return Ok(Err(error)),
         }
-        if let Some(parsed) = parse(&head)? {
-            break parsed;
-        }
-        if head.len() >= MAX_HEAD {
+        let parsed = parse(&head)?;
+        let length = parsed.as_ref().map_or(head.len(), |(_, length)| *length);
+        if length > MAX_HEAD {
             let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
             return Err(Rejected::new(status, "The request head is larger than 8 KiB."));
+        }
+        if let Some(parsed) = parsed {
+            break parsed;
         }
     };
     let response = create_response(&request).map_err(|error| reject(&error))?;
@@ -84,13 +82,13 @@ where
     }
     let mut bytes = Vec::with_capacity(256);
     write_response(&mut bytes, &response).expect("a Vec takes everything");
-    if let Err(error) = stream.write_all(&bytes).await {
-        return Ok(Err(error));
-    }
+    wire.stage(&bytes);
     // One that makes no sense is as good as none.
     let trace_parent = request.headers().get("traceparent");
     let trace_parent = trace_parent.and_then(|value| value.to_str().ok()?.parse().ok());
-    Ok(stream.flush().await.map(|()| Upgraded { rest: head.split_off(length), trace_parent }))
+    head.advance(length);
+    let written = poll_fn(|cx| wire.poll_drain(cx)).await;
+    Ok(written.map(|()| Upgraded { rest: head, trace_parent }))
 }
 
 /// The request and the length of its head, once the head is complete.
@@ -132,7 +130,7 @@ fn reject(error: &WsError) -> Rejected {
 }
 
 /// Best effort: the client may be gone, and the connection ends anyway.
-async fn answer<S: AsyncWrite + Unpin>(stream: &mut S, status: StatusCode, why: &str) {
+async fn answer(wire: &mut impl Wire, status: StatusCode, why: &str) {
     let extra = match status {
         StatusCode::UPGRADE_REQUIRED => "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n",
         StatusCode::SERVICE_UNAVAILABLE => "Retry-After: 5\r\n",
@@ -144,7 +142,6 @@ async fn answer<S: AsyncWrite + Unpin>(stream: &mut S, status: StatusCode, why: 
          Content-Length: {}\r\n\r\n{why}\n",
         why.len() + 1
     );
-    if stream.write_all(response.as_bytes()).await.is_ok() {
-        let _gone_anyway = stream.shutdown().await;
-    }
+    wire.stage(response.as_bytes());
+    let _gone_anyway = poll_fn(|cx| wire.poll_shutdown(cx)).await;
 }
