@@ -15,7 +15,7 @@ use crate::load::Shape;
 use crate::report::{close_code, merged, print, rounded};
 use crate::setup::close;
 use crate::stalled::difference;
-use crate::target::{self, SMALL, Target, Tunnel, allow_connections};
+use crate::target::{SMALL, Target, TargetOptions, Tunnel, allow_connections};
 use crate::usage::Meter;
 use crate::wire::{Check, Message, Outgoing};
 
@@ -46,7 +46,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "KIB")]
     max_kib_per_endpoint: Option<f64>,
     #[command(flatten)]
-    target: target::Options,
+    target: TargetOptions,
 }
 
 pub(crate) async fn run(options: &Options) -> anyhow::Result<ExitCode> {

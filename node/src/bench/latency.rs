@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::load::Shape;
 use crate::report::{Times, merged, per, print};
-use crate::target::{self, SMALL, Target, Tunnel, allow_connections};
+use crate::target::{SMALL, Target, TargetOptions, Tunnel, allow_connections};
 use crate::usage::Meter;
 use crate::wire::{Check, Message, Outgoing};
 
@@ -34,7 +34,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "TUNNELS", default_value_t = 0)]
     beside: u32,
     #[command(flatten)]
-    target: target::Options,
+    target: TargetOptions,
 }
 
 pub(crate) async fn run(options: &Options) -> anyhow::Result<ExitCode> {

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::report::{Times, close_code, merged, per, print, rounded};
-use crate::target::{self, SMALL, Target, Tunnel, allow_connections};
+use crate::target::{SMALL, Target, TargetOptions, Tunnel, allow_connections};
 use crate::usage::Meter;
 
 /// How long the server may take to pass a close on.
@@ -34,7 +34,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "TUNNELS", default_value_t = 0)]
     beside: u32,
     #[command(flatten)]
-    target: target::Options,
+    target: TargetOptions,
 }
 
 pub(crate) async fn run(options: &Options) -> anyhow::Result<ExitCode> {

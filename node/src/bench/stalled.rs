@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use crate::flood::{Flood, Plan};
 use crate::load::Shape;
 use crate::report::{merged, print, rounded};
-use crate::target::{self, LARGE, Target};
+use crate::target::{LARGE, Target, TargetOptions};
 use crate::wire::Message;
 
 /// A sender that gets nothing rid of for so long is stalled.
@@ -37,7 +37,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "MIB")]
     max_mib: Option<f64>,
     #[command(flatten)]
-    target: target::Options,
+    target: TargetOptions,
 }
 
 pub(crate) async fn run(options: &Options) -> anyhow::Result<ExitCode> {

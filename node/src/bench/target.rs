@@ -33,7 +33,7 @@ const PER_SOURCE: u64 = 10_000;
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "What is measured")]
-pub(crate) struct Options {
+pub(crate) struct TargetOptions {
     /// The node: wss:// or, without TLS, ws:// [default: one is started for this]. With the URLs of
     /// several nodes of a cluster, the ends of each tunnel are at two neighbours in this list
     #[arg(long)]
@@ -81,7 +81,7 @@ pub(crate) struct Tunnel {
 
 impl Target {
     /// The ends of its tunnels read up to `buffer` bytes at once.
-    pub(crate) async fn new(options: &Options, buffer: usize) -> anyhow::Result<Self> {
+    pub(crate) async fn new(options: &TargetOptions, buffer: usize) -> anyhow::Result<Self> {
         let started = match options.url[..] {
             [] => Some(Started::new().await?),
             _ => None,
@@ -208,7 +208,7 @@ pub(crate) const SMALL: usize = 4096;
 /// What it reads at once under load.
 pub(crate) const LARGE: usize = 64 * 1024;
 
-impl Options {
+impl TargetOptions {
     fn trust(&self, is_own: bool) -> Trust {
         match (&self.ca, &self.fingerprint) {
             (Some(file), _) => Trust::Roots(file.clone()),

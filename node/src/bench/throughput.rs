@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::flood::{Flood, Plan};
 use crate::load::{GIB, MIB, Shape};
 use crate::report::{merged, per, print, rounded};
-use crate::target::{self, LARGE, Target, allow_connections};
+use crate::target::{LARGE, Target, TargetOptions, allow_connections};
 use crate::usage::Meter;
 
 #[derive(Debug, Args)]
@@ -38,7 +38,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "TUNNELS", default_value_t = 0)]
     beside: u32,
     #[command(flatten)]
-    target: target::Options,
+    target: TargetOptions,
 }
 
 pub(crate) async fn run(options: &Options) -> anyhow::Result<ExitCode> {

@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::load::Shape;
 use crate::report::{merged, print};
 use crate::setup::close;
-use crate::target::{self, LARGE, Target};
+use crate::target::{LARGE, Target, TargetOptions};
 use crate::wire::{Check, Outgoing};
 
 #[derive(Debug, Args)]
@@ -30,7 +30,7 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 16 * 1024, value_parser = clap::value_parser!(u32).range(8..))]
     size: u32,
     #[command(flatten)]
-    target: target::Options,
+    target: TargetOptions,
 }
 
 pub(crate) async fn run(options: &Options) -> anyhow::Result<ExitCode> {
