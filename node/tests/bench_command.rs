@@ -1,6 +1,9 @@
 //! `nymea-remoteproxy-bench`, with little to do: what it measures is for releases.
 
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
+use std::thread;
 use std::time::Duration;
 
 fn bench(arguments: &[&str]) -> (Option<i32>, String) {
@@ -68,9 +71,9 @@ fn a_relay_that_is_no_node_is_measured_in_the_same_way() {
         .stderr(Stdio::null())
         .spawn()
         .expect("ran");
-    while std::net::TcpStream::connect(&relay).is_err() {
+    while TcpStream::connect(&relay).is_err() {
         assert!(floor.try_wait().expect("asked").is_none(), "the relay ended");
-        std::thread::sleep(Duration::from_millis(20));
+        thread::sleep(Duration::from_millis(20));
     }
     let (url, pid) = (format!("tls://{relay}"), floor.id().to_string());
     let target = ["--url", &url, "-i", "--direct", &backend, "--pid", &pid];
@@ -87,6 +90,60 @@ fn a_relay_that_is_no_node_is_measured_in_the_same_way() {
 }
 
 #[test]
+fn damage_on_the_way_is_a_failure() {
+    let damages: [(&str, Damage); 4] = [
+        ("changed", |data| data[100] ^= 1),
+        ("lost, doubled or overtaken", |data| *data = data.repeat(2)),
+        ("lost, doubled or overtaken", Vec::clear),
+        ("changed", |data| data.truncate(10)),
+    ];
+    for (said, damage) in damages {
+        let (relay, backend) = (free_address(), free_address());
+        damaging_relay(&relay, &backend, damage);
+        let url = format!("tcp://{relay}");
+        let load = ["throughput", "--tunnels", "1", "--seconds", "1", "--size", "1024"];
+        // Nobody's memory or CPU time is asked for.
+        let (code, output) = bench(&[&load[..], &["--url", &url, "--direct", &backend]].concat());
+        assert!(code == Some(1) && output.contains(said), "{said}: {output}");
+    }
+}
+
+type Damage = fn(&mut Vec<u8>);
+
+/// Passes all that comes on, but for one piece.
+fn damaging_relay(relay: &str, backend: &str, damage: Damage) {
+    let listener = TcpListener::bind(relay).expect("a free port");
+    let backend = backend.to_owned();
+    thread::spawn(move || {
+        let (near, _) = listener.accept().expect("a client");
+        let far = TcpStream::connect(backend).expect("a backend");
+        let (mut back, mut to) = (far.try_clone().expect("a socket"), &near);
+        thread::scope(|scope| {
+            scope.spawn(|| pass(&mut &near, &mut &far, Some(damage)));
+            pass(&mut back, &mut to, None);
+        });
+    });
+}
+
+fn pass(from: &mut impl Read, to: &mut impl Write, damage: Option<Damage>) {
+    // In the middle of the load, and as a whole message.
+    const DAMAGED: usize = 50;
+    let mut data = vec![0; 16];
+    for piece in 0.. {
+        if from.read_exact(&mut data).is_err() {
+            return;
+        }
+        if let (DAMAGED, Some(damage)) = (piece, damage) {
+            damage(&mut data);
+        }
+        if to.write_all(&data).is_err() {
+            return;
+        }
+        data.resize(1024, 0);
+    }
+}
+
+#[test]
 fn wrong_usage_has_a_code_of_its_own() {
     for wrong in [&["throughput", "--pid", "1"][..], &["throughput", "--size", "7"], &["nothing"]] {
         assert_eq!(bench(wrong).0, Some(2), "{wrong:?}");
@@ -96,6 +153,6 @@ fn wrong_usage_has_a_code_of_its_own() {
 }
 
 fn free_address() -> String {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     listener.local_addr().expect("an address").to_string()
 }

@@ -4,8 +4,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
-use futures_util::future::try_join_all;
 use serde_json::json;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::load::Shape;
@@ -43,11 +43,11 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let _idle = target.idle(options.beside).await?;
     let message = options.shape.message(&target, options.size);
     let tunnels = target.open_many(options.tunnels).await?;
-    let mut games: Vec<_> = tunnels.into_iter().map(|tunnel| Game::new(tunnel, &message)).collect();
-    play(&mut games, options.warm_up).await?;
+    let games: Vec<_> = tunnels.into_iter().map(|tunnel| Game::new(tunnel, &message)).collect();
+    let (games, _) = play(games, options.warm_up).await?;
 
     let meter = Meter::start(target.processes())?;
-    let times = play(&mut games, options.seconds).await?;
+    let (_games, times) = play(games, options.seconds).await?;
     let used = meter.read()?;
 
     let cost = per(used.cpu_seconds() * 1e6, times.count());
@@ -70,13 +70,24 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn play(games: &mut [Game], seconds: f64) -> anyhow::Result<Times> {
+/// Each in a task of its own, which runs where its sockets are watched: handing messages from one
+/// thread to another would be part of the time.
+async fn play(games: Vec<Game>, seconds: f64) -> anyhow::Result<(Vec<Game>, Times)> {
     let end = Instant::now() + Duration::from_secs_f64(seconds);
-    let mut all = Times::new()?;
-    for times in try_join_all(games.iter_mut().map(|game| game.play(end))).await? {
+    let mut playing = JoinSet::new();
+    for mut game in games {
+        playing.spawn(async move {
+            let times = game.play(end).await?;
+            anyhow::Ok((game, times))
+        });
+    }
+    let (mut games, mut all) = (Vec::new(), Times::new()?);
+    while let Some(played) = playing.join_next().await {
+        let (game, times) = played??;
+        games.push(game);
         all.add(&times)?;
     }
-    Ok(all)
+    Ok((games, all))
 }
 
 /// A tunnel, and what comes next on it.

@@ -3,7 +3,7 @@
 A case is one command of the bench, from whose result one or more figures are taken. A contender is
 a server, and how its messages are sent."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,6 @@ NODES_TEXT = Contender("nodes-text", "two nodes, text", "nodes", ("--text",))
 EVERYBODY = (HAPROXY, FLOOR, NODE, NODE_TEXT, NODES, NODES_TEXT)
 # Where there are no messages, or what they are makes no difference.
 BINARY = (HAPROXY, FLOOR, NODE, NODES)
-OURS = (NODE, NODES)
 
 
 @dataclass(frozen=True)
@@ -63,8 +62,7 @@ class Case:
     # Runs that take long are fewer.
     most_rounds: int = 99
     # What is shorter with --quick; None leaves the case out.
-    quick: tuple = field(default=())
-    settings: tuple = ()
+    quick: tuple = ()
 
 
 def throughput(size, label, tunnels, one, two, quick=("--seconds", "1.5", "--warm-up", "0.5")):
@@ -144,7 +142,6 @@ MANY = Case(
     limit=300,
     most_rounds=3,
     quick=None,
-    settings=(("LIMITS__CONNECTIONS", "20000"),),
 )
 
 STALLED = Case(
@@ -152,7 +149,6 @@ STALLED = Case(
     ("stalled", "--tunnels", "8"),
     (Figure("memory", "memory of 8 stalled tunnels, of a node", "MiB", "mib_more_of_each", 8, 16, False),),
     BINARY,
-    quick=(),
 )
 
 STALLED_BOTH = Case(
@@ -160,7 +156,6 @@ STALLED_BOTH = Case(
     ("stalled", "--tunnels", "8", "--both"),
     (Figure("memory", "the same, stalled both ways", "MiB", "mib_more_of_each", 8, 16, False),),
     BINARY,
-    quick=(),
 )
 
 CASES = (

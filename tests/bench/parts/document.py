@@ -12,8 +12,8 @@ Made by `tests/bench/table`, which measures all of this anew: the servers of a r
 started for its run. Values are medians, with the least and the most in brackets;
 ratios are medians of the ratios of each round.
 
-{processor}, {cores} cores, {memory_gib} GiB, {system}; {versions}. {date}, load {load} at the
-beginning. Generator and servers share the machine: costs (CPU time) can be compared, speeds depend
+{processor}, {cores} cores, {memory_gib} GiB, {system}; {versions}. {date}; load at the
+beginning {load}. Generator and servers share the machine: costs (CPU time) can be compared, speeds depend
 on what the generator needs, too.
 
 HAProxy relays TLS to TLS (`mode tcp`, `nbthread 2`), to a server in the generator; the nodes relay
@@ -124,6 +124,9 @@ def cited(cases):
     return table(["", *elsewhere.ORIGINALS], rows)
 
 
+# Of a tunnel on a bridge: STREAM_WINDOW of the nodes.
+WINDOW_MIB = 2
+
 GROWTH_HEADS = {
     "tunnels": "tunnels standing",
     "nodes": "nodes",
@@ -150,10 +153,14 @@ def growth(rows):
 def links(rows):
     cells = []
     for found in rows:
-        round_trip, speed = found["round_trip_ms"], found["mib_per_s"]
-        under_way = number(speed * round_trip / 1000) if round_trip else "–"
-        cells.append([f"{round_trip} ms", number(speed), under_way])
-    return table(["round trip between nodes", "MiB/s", "MiB under way (speed × round trip)"], cells)
+        speed, trip = found["mib_per_s"], found["found_ms"]
+        line = [f"{found['round_trip_ms']} ms", f"{trip:.1f} ms", number(speed)]
+        if not found["round_trip_ms"]:
+            cells.append([*line, "–", "–"])
+            continue
+        most = WINDOW_MIB / trip * 1000
+        cells.append([*line, number(most), f"{speed / most:.0%}"])
+    return table(["round trip", "as it was", "MiB/s", "window / round trip", "of it"], cells)
 
 
 def further(extras):
@@ -164,7 +171,7 @@ def further(extras):
     if rows := extras.get("growth-cluster"):
         texts += ["## A cluster that grows\n", GROWS, growth(rows)]
     if rows := extras.get("links"):
-        texts += ["## Long links between nodes\n", LINKS, links(rows)]
+        texts += ["## Long links between nodes\n", LINKS.format(window=WINDOW_MIB), links(rows)]
     if rows := extras.get("neighbours"):
         found = rows[0]
         good = "✓" if found["percent"] >= 90 else "✗"
@@ -186,7 +193,7 @@ keep their leases.
 LINKS = """\
 One bridged tunnel, 16 KiB messages, with a relay between the nodes that holds every byte back for
 half of the round trip. It stands for the delay of a link, not for its loss or its limits. What can
-be under way is bounded by the window of a tunnel on the bridge.
+be under way is bounded by the window of a tunnel on the bridge, {window} MiB.
 """
 NEIGHBOURS = """\
 A tunnel between two nodes keeps {percent} % of its speed while {stalled} others on the same pair of

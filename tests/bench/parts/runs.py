@@ -26,8 +26,7 @@ def bench(laboratory, arguments, limit):
 
 def measure(laboratory, case, contender, quick):
     """One run against a server that was started for it."""
-    settings = dict(case.settings) if contender.start in ("node", "nodes") else {}
-    server = getattr(laboratory, contender.start)(**settings)
+    server = getattr(laboratory, contender.start)()
     try:
         shorter = case.quick if quick else ()
         command = with_changes(case.command, shorter)
