@@ -21,6 +21,7 @@ use crate::wire::{Check, Message, Outgoing};
 
 /// Most of all this is for the TLS handshakes of slow machines.
 const DEADLINE: Duration = Duration::from_mins(10);
+const WARM_UP: u32 = 20;
 /// Until what a handshake needed is given back.
 const SETTLED: Duration = Duration::from_secs(3);
 /// Until what a message needed, or a whole tunnel, is given back.
@@ -50,11 +51,11 @@ pub(crate) struct Options {
 }
 
 pub(crate) async fn run(options: &Options) -> anyhow::Result<ExitCode> {
-    allow_connections(options.tunnels)?;
+    allow_connections(options.tunnels + WARM_UP)?;
     let target = Target::new(&options.target, SMALL).await?;
     ensure!(!target.processes().is_none(), "whose memory? --pid is missing");
-    // What the first connection brings about once for all does not count.
-    let _warm = target.idle(1).await.context("the first tunnel")?;
+    // What the first connections bring about once for all does not count.
+    let _warm = target.idle(WARM_UP).await.context("the first tunnels")?;
     let memory = || target.processes().resident_kib();
     let before = memory()?;
     let opened = timeout(DEADLINE, target.open_many(options.tunnels)).await;

@@ -3,18 +3,18 @@
 from . import elsewhere
 from .cases import CASES, EVERYBODY, FLOOR, HAPROXY
 from .plot import Bar, bars
-from .runs import middle, ratios, values
+from .runs import disturbed, middle, ratios, values
 
 HEAD = """\
 # What relaying costs
 
-Made by `tests/bench/table`, which measures all of this anew: the servers of a row in turn, {rounds} times, each
-started for its run. Values are medians, with the least and the most in brackets;
-ratios are medians of the ratios of each round.
+Made by `tests/bench/table`, which measures all of this anew: the servers of a row in turn,
+{rounds} times, each started for its run. Values are medians, with the least and the most in
+brackets; ratios are medians of the ratios of each round.
 
-{processor}, {cores} cores, {memory_gib} GiB, {system}; {versions}. {date}; load at the
-beginning {load}. Generator and servers share the machine: costs (CPU time) can be compared, speeds depend
-on what the generator needs, too.
+{processor}, {cores} cores, {memory_gib} GiB, {system}; {versions}. {date}. Generator and servers share
+the machine: costs (CPU time) can be compared, speeds depend on what the generator needs, too. Others
+were busy during {disturbed} of {runs} runs.
 
 HAProxy relays TLS to TLS (`mode tcp`, `nbthread 2`), to a server in the generator; the nodes relay
 between two clients. In all cases a tunnel is two TLS 1.3 connections with a P-256 certificate, and
@@ -75,7 +75,8 @@ class Judgement:
         good = round(middle(found), 2) <= target
         self.met += good
         if not good:
-            self.missed.append(f"{figure.title}, {contender.title}: {number(middle(found))} > {target}")
+            value = f"{number(middle(found))} > {target}"
+            self.missed.append(f"{figure.title}, {contender.title}: {value}")
         return f"{number(middle(found))} {'✓' if good else '✗'}"
 
 
@@ -94,9 +95,8 @@ def judged(judgement, cases, is_ratio):
             cells = [judgement.cell(case, figure, contender) for contender in (*others, *ours)]
             count = len(others) + 2
             unit = "" if is_ratio else f", {figure.unit}"
-            rows.append([
-                figure.title + unit, *cells[:count], f"≤ {figure.one}", *cells[count:], f"≤ {figure.two}"
-            ])
+            one, two = f"≤ {figure.one}", f"≤ {figure.two}"
+            rows.append([figure.title + unit, *cells[:count], one, *cells[count:], two])
     return table(heads, rows) if rows else ""
 
 
@@ -118,10 +118,11 @@ def cited(cases):
     rows = []
     for case in cases:
         for figure in case.figures:
-            found = [known.get(f"{case.name}/{figure.name}") for known in elsewhere.ORIGINALS.values()]
+            key = f"{case.name}/{figure.name}"
+            found = [known.get(key) for known in elsewhere.ORIGINALS.values()]
             if any(found):
                 rows.append([f"{figure.title}, {figure.unit}", *map(number, found)])
-    return table(["", *elsewhere.ORIGINALS], rows)
+    return table(["", *elsewhere.ORIGINALS], rows) if rows else ""
 
 
 # Of a tunnel on a bridge: STREAM_WINDOW of the nodes.
@@ -137,15 +138,15 @@ GROWTH_HEADS = {
 }
 
 
-def growth(rows):
-    """A table of what should be flat; each but the first says how far it is from the first."""
+def growth(rows, base=0):
+    """A table of what should be flat; the rows after the base say how far they are from it."""
     names = [name for name in GROWTH_HEADS if name in rows[0]]
     cells = []
-    for found in rows:
+    for place, found in enumerate(rows):
         line = [str(found[names[0]])]
         for name in names[1:]:
-            change = found[name] / rows[0][name] - 1
-            line.append(number(found[name]) + (f" ({change:+.0%})" if found is not rows[0] else ""))
+            change = f" ({found[name] / rows[base][name] - 1:+.0%})" if place > base else ""
+            line.append(number(found[name]) + change)
         cells.append(line)
     return table([GROWTH_HEADS[name] for name in names], cells)
 
@@ -163,13 +164,13 @@ def links(rows):
     return table(["round trip", "as it was", "MiB/s", "window / round trip", "of it"], cells)
 
 
-def further(extras):
+def further(extras, machine):
     """Sections on growth, links and neighbours."""
     texts = []
     if rows := extras.get("growth-node"):
-        texts += ["## A node that fills\n", FILLS, growth(rows)]
+        texts += ["## A node that fills\n", FILLS.format(files=machine["files"]), growth(rows)]
     if rows := extras.get("growth-cluster"):
-        texts += ["## A cluster that grows\n", GROWS, growth(rows)]
+        texts += ["## A cluster that grows\n", GROWS, growth(rows, base=1 if len(rows) > 1 else 0)]
     if rows := extras.get("links"):
         texts += ["## Long links between nodes\n", LINKS.format(window=WINDOW_MIB), links(rows)]
     if rows := extras.get("neighbours"):
@@ -181,12 +182,13 @@ def further(extras):
 
 FILLS = """\
 What a GiB (16 KiB messages through 8 tunnels), a set-up and an idle endpoint cost while so many
-tunnels stand idle on the node. Generator and node are on one machine, so that this says nothing of
-networks; more tunnels than these need more ports and memory than it has.
+tunnels stand idle on the node, and how far that is from the first row. A process may open {files}
+files on this machine; a tunnel takes two.
 """
 GROWS = """\
-The same in a cluster, with the ends of each tunnel on neighbouring nodes and 100 tunnels standing;
-sums over all nodes. They share the cores of one machine: this shows that nobody pays for the others,
+The same in a cluster, with the ends of each tunnel on neighbouring nodes, 100 tunnels standing (for
+the memory, 1000), and sums over all nodes. With one node tunnels are local, so that the others are
+compared with two. They share the cores of one machine: this shows that nobody pays for the others,
 not how fast a cluster is that has machines of its own. Redis commands include those by which nodes
 keep their leases.
 """
@@ -243,7 +245,12 @@ def written(outcome, directory):
     judgement = Judgement(results)
     pictures = charts(results)
     machine = outcome["machine"]
-    facts = machine | {"versions": ", ".join(machine["versions"]), "rounds": outcome["rounds"]}
+    facts = machine | {
+        "versions": ", ".join(machine["versions"]),
+        "rounds": outcome["rounds"],
+        "disturbed": disturbed(results)[0],
+        "runs": disturbed(results)[1],
+    }
     texts = [HEAD.format(**facts)]
     texts += [f"![{name}]({name})\n" for name in pictures]
     for is_ratio, title in ((True, "Ratios to HAProxy"), (False, "Bounds of memory and of idleness")):
@@ -251,10 +258,10 @@ def written(outcome, directory):
             texts += [f"## {title}\n", text]
     if cases:
         texts += ["## All values\n", measured(results, cases)]
-    texts += further(extras)
-    if any(known := cited(cases).splitlines()[2:]):
-        texts += ["## The original servers, as cited\n", f"Not measured in this run: {elsewhere.CITED}.\n",
-                  "\n".join([*cited(cases).splitlines()[:2], *known]) + "\n"]
+    texts += further(extras, machine)
+    if known := cited(cases):
+        where = f"Not measured in this run: {elsewhere.CITED}.\n"
+        texts += ["## The original servers, as cited\n", where, known]
     if outcome["failures"]:
         texts += ["## What failed\n", "".join(f"- {line}\n" for line in outcome["failures"])]
     directory.mkdir(parents=True, exist_ok=True)

@@ -54,8 +54,9 @@ def costs(laboratory, server, beside, quick):
     return row
 
 
-def repeated(laboratory, start, beside, rounds, quick):
-    """Medians of several rounds, each with servers of its own."""
+def repeated(laboratory, start, beside, idle, rounds, quick):
+    """Medians of several rounds, each with servers of its own: with so many tunnels standing beside
+    the work, and so many for the memory that they take."""
     rows = []
     for _ in range(rounds):
         server = start()
@@ -65,8 +66,8 @@ def repeated(laboratory, start, beside, rounds, quick):
             server.stop()
         server = start()
         try:
-            idle = ["idle", "--tunnels", str(max(beside, 100)), *server.arguments()]
-            result, _ = bench(laboratory, idle, LIMIT)
+            standing = ["idle", "--tunnels", str(idle), *server.arguments()]
+            result, _ = bench(laboratory, standing, LIMIT)
             row["kib_per_endpoint"] = result["kib_per_endpoint"]
         finally:
             server.stop()
@@ -80,7 +81,7 @@ def on_a_node(laboratory, rounds, quick):
     for standing in standing_tunnels(quick):
         say(f"growth: {standing} tunnels on a node")
         try:
-            row = repeated(laboratory, start, standing, rounds, quick)
+            row = repeated(laboratory, start, standing, standing, rounds, quick)
             found.append({"tunnels": standing} | row)
         except Failure as failure:
             failures.append(f"{standing} tunnels on a node: {failure}")
@@ -93,7 +94,7 @@ def in_a_cluster(laboratory, rounds, quick):
         say(f"growth: {count} nodes")
         start = functools.partial(laboratory.nodes, count, **unbounded())
         try:
-            row = repeated(laboratory, start, 100, rounds, quick)
+            row = repeated(laboratory, start, 100, 1000, rounds, quick)
             found.append({"nodes": count} | row)
         except Failure as failure:
             failures.append(f"{count} nodes: {failure}")

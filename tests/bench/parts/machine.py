@@ -6,6 +6,8 @@ import platform
 import subprocess
 from pathlib import Path
 
+from .servers import files
+
 
 def described():
     return {
@@ -15,7 +17,7 @@ def described():
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
         "system": f"{distribution()}, Linux {platform.release().split('-')[0]}",
         "versions": [line for line in versions() if line],
-        "load": round(os.getloadavg()[0], 1),
+        "files": files(),
     }
 
 

@@ -1,11 +1,18 @@
 """Runs the bench: contenders in turn, so that whatever else the machine does meets all of them."""
 
 import json
+import os
 import statistics
 import subprocess
 import sys
+import time
 
 from .servers import Failure
+
+# A run is repeated if others have more than this share of the machine, so often, after a pause.
+DISTURBED = 0.15
+ATTEMPTS = 4
+PAUSE = 5
 
 
 def say(text):
@@ -28,7 +35,7 @@ def measure(laboratory, case, contender, quick):
     """One run against a server that was started for it."""
     server = getattr(laboratory, contender.start)()
     try:
-        shorter = case.quick if quick else ()
+        shorter = (case.quick or ()) if quick else ()
         command = with_changes(case.command, shorter)
         arguments = [*command, *contender.options, *server.arguments()]
         result, summary = bench(laboratory, arguments, case.limit)
@@ -36,6 +43,33 @@ def measure(laboratory, case, contender, quick):
         server.stop()
     say(f"  {contender.title}: {summary}")
     return result
+
+
+def undisturbed(laboratory, case, contender, quick):
+    """A run during which nobody else was busy; after some attempts, one that was disturbed. A core
+    that is kept awake by others makes short waits cheaper, so that such runs cannot be compared."""
+    for _ in range(ATTEMPTS):
+        result = measure(laboratory, case, contender, quick)
+        if (share := share_of_others(result)) <= DISTURBED:
+            break
+        say(f"  others had {share:.0%} of the machine meanwhile")
+        time.sleep(PAUSE)
+    return result
+
+
+def share_of_others(result):
+    """The share of the machine that neither servers nor generator had: the system's own work, Redis,
+    and whoever disturbs."""
+    if "machine_busy" not in result:
+        return 0.0
+    known = sum(result["server_cpu_s"]) + result["generator_cpu_s"]
+    return result["machine_busy"] - known / result["seconds"] / os.cpu_count()
+
+
+def disturbed(results):
+    """How many runs were, of all."""
+    every = [result for case in results.values() for runs in case.values() for result in runs]
+    return sum(share_of_others(result) > DISTURBED for result in every if result), len(every)
 
 
 def with_changes(command, changes):
@@ -59,7 +93,7 @@ def all_cases(laboratory, cases, rounds, quick):
             say(f"{case.name}, round {number + 1}")
             for contender in case.contenders:
                 try:
-                    result = measure(laboratory, case, contender, quick)
+                    result = undisturbed(laboratory, case, contender, quick)
                 except Failure as failure:
                     say(f"  {contender.title}: FAILED: {failure}")
                     failures.append(f"{case.name}, {contender.title}: {failure}")
