@@ -1,128 +1,173 @@
-//! `idle`: opens tunnels that carry nothing, and sees how much memory the node takes for them.
+//! `idle`: opens tunnels that carry nothing, and sees how much memory and CPU time they cost.
 
-use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use clap::Args;
-use nymea_remoteproxy::client::{ConnectError, Connector, Tunnel};
-use nymea_remoteproxy::protocol::Token;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
-use crate::node;
+use crate::endpoint::Endpoint;
+use crate::load::Shape;
+use crate::report::{close_code, merged, print, rounded};
+use crate::setup::close;
+use crate::stalled::difference;
+use crate::target::{SMALL, Target, TargetOptions, Tunnel, allow_connections};
+use crate::usage::Meter;
+use crate::wire::{Check, Message, Outgoing};
 
-/// Tunnels that are being set up at the same time: nodes limit strangers from one address.
-const AT_ONCE: usize = 50;
 /// Most of all this is for the TLS handshakes of slow machines.
 const DEADLINE: Duration = Duration::from_mins(10);
+const WARM_UP: u32 = 20;
+/// Until what a handshake needed is given back.
+const SETTLED: Duration = Duration::from_secs(3);
+/// Until what a message needed, or a whole tunnel, is given back.
+const REST: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// The node [default: one is started for this].
-    #[arg(long, requires = "pid")]
-    url: Option<String>,
-    /// The process of the node, on this machine.
-    #[arg(long, requires = "url")]
-    pid: Option<u32>,
-    /// How many tunnels to open, of two endpoints each.
+    #[command(flatten)]
+    shape: Shape,
+    /// How many tunnels to open, of two endpoints each
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
     tunnels: u32,
-    /// Fail if an endpoint takes more than this many KiB of the node's memory.
+    /// Measure again, 10 s after a message of this size has gone each way through every tunnel
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(8..))]
+    message: Option<u32>,
+    /// How long to count CPU time while nothing happens; a node pings every 20 s by default
+    #[arg(long, value_name = "SECONDS", default_value_t = 0.0)]
+    hold: f64,
+    /// Then close all tunnels, and measure once more 10 s later
+    #[arg(long)]
+    close: bool,
+    /// Fail if an endpoint takes more than this much of the server's memory
     #[arg(long, value_name = "KIB")]
     max_kib_per_endpoint: Option<f64>,
-    /// Trust the certificate with this SHA-256.
-    #[arg(long, value_name = "SHA256", requires = "url")]
-    fingerprint: Option<String>,
-    /// Accept any certificate.
-    #[arg(short, long, requires = "url", conflicts_with = "fingerprint")]
-    ignore_ssl: bool,
+    #[command(flatten)]
+    target: TargetOptions,
 }
 
 pub(crate) async fn run(options: &Options) -> anyhow::Result<ExitCode> {
-    allow_connections(options.tunnels)?;
-    let started = match options.url {
-        None => Some(node::Started::new().await?),
-        Some(_) => None,
-    };
-    let (url, pid) = match (&started, &options.url, options.pid) {
-        (Some(node), ..) => (node.url.clone(), node.pid),
-        (None, Some(url), Some(pid)) => (url.clone(), pid),
-        (None, ..) => unreachable!("clap demands both"),
-    };
-    let mut connector = Connector::new(&url)?.name("bench").buffer_size(4096);
-    if let Some(fingerprint) = &options.fingerprint {
-        connector = connector.fingerprint(fingerprint)?;
-    } else if options.ignore_ssl || started.is_some() {
-        connector = connector.insecure();
-    }
+    allow_connections(options.tunnels + WARM_UP)?;
+    let target = Target::new(&options.target, SMALL).await?;
+    ensure!(!target.processes().is_none(), "whose memory? --pid is missing");
+    // What the first connections bring about once for all does not count.
+    let _warm = target.idle(WARM_UP).await.context("the first tunnels")?;
+    let memory = || target.processes().resident_kib();
+    let before = memory()?;
+    let opened = timeout(DEADLINE, target.open_many(options.tunnels)).await;
+    let tunnels = Standing::new(opened.context("the tunnels did not stand in time")??);
+    sleep(SETTLED).await;
+    let after = memory()?;
+    let per_endpoint = |kib| rounded(difference(kib, before) / f64::from(2 * options.tunnels));
 
-    // What the first connection brings about once for all does not count.
-    let _warm = open(connector.clone(), "warm-up".into()).await.context("the first tunnel")?;
-    let before = node::resident_kib(pid)?;
-    let mut tunnels = timeout(DEADLINE, open_all(&connector, options.tunnels))
-        .await
-        .context("the tunnels did not stand in time")??;
-    let after = node::resident_kib(pid)?;
-    ensure!(tunnels.try_join_next().is_none(), "a tunnel ended by itself");
-
-    let growth = i64::try_from(after)? - i64::try_from(before)?;
-    #[expect(clippy::cast_precision_loss, reason = "far below 2^52 KiB")]
-    let per_endpoint = growth as f64 / f64::from(2 * options.tunnels);
-    let result = json!({
+    let meter = Meter::start(target.processes())?;
+    sleep(Duration::from_secs_f64(options.hold)).await;
+    let used = meter.read()?;
+    let percent = rounded(used.cpu_seconds() / used.seconds * 100.0);
+    let mut tunnels = tunnels.take().await?;
+    let mut result = json!({
+        "case": "idle",
         "tunnels": options.tunnels,
         "rss_before_kib": before,
         "rss_after_kib": after,
-        "kib_per_endpoint": (per_endpoint * 100.0).round() / 100.0,
+        "kib_per_endpoint": per_endpoint(after),
     });
-    writeln!(std::io::stdout(), "{result}")?;
-    let within = options.max_kib_per_endpoint.is_none_or(|max| per_endpoint <= max);
+    if options.hold > 0.0 {
+        result = merged([result, json!({ "idle_cpu_percent": percent }), used.fields()]);
+    }
+    if let Some(size) = options.message {
+        let message = options.shape.message(&target, size);
+        tunnels = use_once(tunnels, &message).await?;
+        let more = json!({ "kib_per_endpoint_after_messages": per_endpoint(memory()?) });
+        result = merged([result, more, message.fields()]);
+    }
+    if options.close {
+        result = merged([result, closed(&target, tunnels, before).await?]);
+    }
+    let kib = per_endpoint(after);
+    print(&result, &format!("{kib:.2} KiB for each endpoint of {} tunnels", options.tunnels))?;
+    let within = options.max_kib_per_endpoint.is_none_or(|max| kib <= max);
     Ok(if within { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Two sockets for each tunnel, and some more for everything else.
-fn allow_connections(tunnels: u32) -> anyhow::Result<()> {
-    let needed = 2 * u64::from(tunnels) + 100;
-    let allowed = rlimit::increase_nofile_limit(u64::MAX).context("the limit of open files")?;
-    ensure!(allowed >= needed, "{needed} open files are needed, {allowed} are allowed (ulimit -n)");
+/// A message each way through every tunnel, and then some rest.
+async fn use_once(tunnels: Vec<Tunnel>, message: &Message) -> anyhow::Result<Vec<Tunnel>> {
+    let mut used = Vec::new();
+    for mut tunnel in tunnels {
+        let [one, other] = &mut tunnel.ends;
+        send_once(one, other, message).await?;
+        send_once(other, one, message).await?;
+        used.push(tunnel);
+    }
+    let standing = Standing::new(used);
+    sleep(REST).await;
+    standing.take().await
+}
+
+async fn send_once(
+    from: &mut Endpoint,
+    to: &mut Endpoint,
+    message: &Message,
+) -> anyhow::Result<()> {
+    let (mut outgoing, mut check) = (Outgoing::new(message, 1), Check::new(message));
+    tokio::try_join!(from.send(&mut outgoing), to.receive(&mut check, 1))?;
     Ok(())
 }
 
-/// Opens tunnels and keeps them alive in tasks of the set.
-async fn open_all(connector: &Connector, count: u32) -> anyhow::Result<JoinSet<()>> {
-    let (mut opening, mut idle) = (JoinSet::new(), JoinSet::new());
-    for number in 0..count {
-        if opening.len() == AT_ONCE {
-            keep(&mut opening, &mut idle).await?;
+async fn closed(target: &Target, tunnels: Vec<Tunnel>, before: u64) -> anyhow::Result<Value> {
+    let mut closing = JoinSet::new();
+    for tunnel in tunnels {
+        closing.spawn(close(tunnel));
+    }
+    while let Some(closed) = closing.join_next().await {
+        closed??;
+    }
+    sleep(REST).await;
+    let after = target.processes().resident_kib()?;
+    Ok(json!({
+        "rss_closed_kib": after,
+        "closed_to_before": rounded(difference(after, 0) / difference(before, 0)),
+    }))
+}
+
+/// Tunnels with somebody at each end who answers pings.
+struct Standing {
+    tasks: JoinSet<anyhow::Result<Tunnel>>,
+    over: CancellationToken,
+}
+
+impl Standing {
+    fn new(tunnels: Vec<Tunnel>) -> Self {
+        let (mut tasks, over) = (JoinSet::new(), CancellationToken::new());
+        for mut tunnel in tunnels {
+            let over = over.clone();
+            tasks.spawn(async move {
+                let [one, other] = &mut tunnel.ends;
+                let ended = tokio::select! {
+                    () = over.cancelled() => None,
+                    ended = one.ended() => Some(ended?),
+                    ended = other.ended() => Some(ended?),
+                };
+                match ended {
+                    None => Ok(tunnel),
+                    Some(code) => bail!("a tunnel ended by itself ({})", close_code(code)),
+                }
+            });
         }
-        opening.spawn(open(connector.clone(), format!("bench-{number}")));
+        Self { tasks, over }
     }
-    while !opening.is_empty() {
-        keep(&mut opening, &mut idle).await?;
+
+    /// All of them, if none has ended.
+    async fn take(mut self) -> anyhow::Result<Vec<Tunnel>> {
+        self.over.cancel();
+        let mut tunnels = Vec::new();
+        while let Some(tunnel) = self.tasks.join_next().await {
+            tunnels.push(tunnel??);
+        }
+        Ok(tunnels)
     }
-    Ok(idle)
-}
-
-type Opening = JoinSet<Result<(Tunnel, Tunnel), ConnectError>>;
-
-async fn keep(opening: &mut Opening, idle: &mut JoinSet<()>) -> anyhow::Result<()> {
-    if let Some(opened) = opening.join_next().await {
-        let (mut first, mut second) = opened??;
-        idle.spawn(async move {
-            tokio::select! {
-                () = first.ended() => {}
-                () = second.ended() => {}
-            }
-        });
-    }
-    Ok(())
-}
-
-async fn open(connector: Connector, token: String) -> Result<(Tunnel, Tunnel), ConnectError> {
-    let token = Token::new(token);
-    let first = connector.connect(&token, None).await?;
-    let second = connector.connect(&token, None).await?;
-    tokio::try_join!(first.partner(), second.partner())
 }

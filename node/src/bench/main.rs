@@ -1,45 +1,119 @@
 //! `nymea-remoteproxy-bench`: measures a node from outside, and fails when it needs too much.
+//!
+//! A measurement is a module with its options. They share `target` (what is measured, and how a
+//! tunnel through it comes about), `endpoint` and `wire` (what is sent and checked), and `usage`
+//! (what processes use meanwhile).
 
+mod backend;
+mod delay;
+mod endpoint;
+mod flood;
+mod floor;
 mod idle;
+mod latency;
+mod load;
 mod neighbours;
 mod node;
 mod observed;
+mod report;
+mod setup;
+mod stalled;
+mod target;
+mod throughput;
+mod tls;
+mod usage;
+mod wire;
+mod work;
 
 use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Measure a node. Results are JSON on stdout.
+const AFTER_HELP: &str = "\
+Each command prints one JSON object on stdout, and a line for people on stderr. Without --url it
+starts a node with its defaults, whose program lies beside this one. For a node that runs, give its
+URL and, for its CPU time and memory, its process on this machine:
+
+  nymea-remoteproxy-bench throughput --url wss://127.0.0.1:1212 -i --pid $(pidof nymea-remoteproxy)
+
+Two nodes of a cluster are measured with two URLs and two processes. Generator and node share
+the machine: when \"machine_busy\" is near 1, compare costs (CPU time) rather than speeds.
+
+All data is numbered and compared with what was sent, byte by byte: if anything is lost, doubled,
+overtaken, cut or changed, the command fails.
+
+Exit codes: 0 when it was measured and is within the bounds that were given, 1 when not, 2 for wrong
+usage.";
+
+/// Measure a node, to know how many it takes.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(version, after_help = AFTER_HELP)]
 struct Options {
     #[command(subcommand)]
     command: Command,
+    /// Threads of the generator [default: one for each processor]
+    #[arg(long, global = true, value_parser = clap::value_parser!(u16).range(1..))]
+    threads: Option<u16>,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Memory of a node per endpoint while many tunnels stand idle.
+    /// Speed, and CPU time per GiB, while tunnels are flooded
+    Throughput(throughput::Options),
+    /// Time, and CPU time, of a message to the other end and one back
+    Latency(latency::Options),
+    /// Time, and CPU time, until a tunnel stands
+    Setup(setup::Options),
+    /// Memory per endpoint, and CPU time, while many tunnels stand idle
     Idle(idle::Options),
-    /// Speed of a tunnel between two nodes while its neighbours are stalled.
+    /// Memory for tunnels that are flooded and not read
+    Stalled(stalled::Options),
+    /// Speed of a tunnel between two nodes while its neighbours are stalled
     Neighbours(neighbours::Options),
-    /// CPU of a node that counts and traces, compared with one that does not.
+    /// CPU of a node that counts and traces, compared with one that does not
     Observed(observed::Options),
+    /// The least that a TLS relay costs: accepts, connects, copies, and knows no bounds
+    #[command(hide = true)]
+    Floor(floor::Options),
+    /// A link that is long: passes bytes on a while after they came
+    #[command(hide = true)]
+    Delay(delay::Options),
+    /// Work that is always the same, for those who count instructions
+    #[command(hide = true)]
+    Work(work::Options),
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    let done = match Options::parse().command {
-        Command::Idle(options) => idle::run(&options).await,
-        Command::Neighbours(options) => neighbours::run(&options).await,
-        Command::Observed(options) => observed::run(&options).await,
-    };
-    match done {
+fn main() -> ExitCode {
+    let options = Options::parse();
+    match runtime(options.threads).and_then(|runtime| runtime.block_on(run(&options.command))) {
         Ok(code) => code,
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "error: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+fn runtime(threads: Option<u16>) -> anyhow::Result<tokio::runtime::Runtime> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    if let Some(threads) = threads {
+        builder.worker_threads(usize::from(threads));
+    }
+    Ok(builder.enable_all().build()?)
+}
+
+async fn run(command: &Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Throughput(options) => throughput::run(options).await,
+        Command::Latency(options) => latency::run(options).await,
+        Command::Setup(options) => setup::run(options).await,
+        Command::Idle(options) => idle::run(options).await,
+        Command::Stalled(options) => stalled::run(options).await,
+        Command::Neighbours(options) => neighbours::run(options).await,
+        Command::Observed(options) => observed::run(options).await,
+        Command::Floor(options) => floor::run(options).await,
+        Command::Delay(options) => delay::run(options).await,
+        Command::Work(options) => work::run(options).await,
     }
 }

@@ -1,6 +1,5 @@
-//! The node under test: its memory, and one of its own if none was given.
+//! A node that is started for a measurement.
 
-use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -80,28 +79,6 @@ fn announced(line: &str) -> Option<String> {
     Some(rest[..end].to_owned())
 }
 
-/// Resident memory of a process, in KiB.
-pub(crate) fn resident_kib(pid: u32) -> anyhow::Result<u64> {
-    let file = Path::new("/proc").join(pid.to_string()).join("status");
-    let status = std::fs::read_to_string(&file)
-        .with_context(|| format!("cannot read {}", file.display()))?;
-    resident(&status).with_context(|| format!("no VmRSS in {}", file.display()))
-}
-
-/// What a process has used of the processors, in seconds.
-pub(crate) fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
-    let process = procfs::process::Process::new(i32::try_from(pid)?)?;
-    let stat = process.stat()?;
-    #[expect(clippy::cast_precision_loss, reason = "far below 2^52 ticks")]
-    let seconds = (stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64;
-    Ok(seconds)
-}
-
-fn resident(status: &str) -> Option<u64> {
-    let value = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    value.trim().strip_suffix(" kB")?.parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -111,11 +88,5 @@ mod tests {
         let line = "2026-01-01T00:00:00Z  INFO listening on wss://127.0.0.1:4711 name=\"n\"";
         assert_eq!(announced(line).as_deref(), Some("wss://127.0.0.1:4711"));
         assert_eq!(announced("something else"), None);
-    }
-
-    #[test]
-    fn the_resident_memory_is_found_in_the_status() {
-        assert_eq!(resident("Name:\tx\nVmRSS:\t    1234 kB\nVmData:\t 1 kB\n"), Some(1234));
-        assert_eq!(resident("Name:\tx\n"), None);
     }
 }

@@ -21,6 +21,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 use crate::node;
+use crate::usage::cpu_seconds;
 
 const GIB: u64 = 1 << 30;
 
@@ -124,7 +125,7 @@ async fn cost(node: &node::Started, options: &Options) -> anyhow::Result<Cost> {
     let message = usize::try_from(options.message)?;
     let bytes = options.mib << 20;
     let messages = bytes / u64::from(options.message) / u64::from(options.tunnels);
-    let (before, began) = (node::cpu_seconds(node.pid)?, Instant::now());
+    let (before, began) = (cpu_seconds(node.pid)?, Instant::now());
     let mut tasks = JoinSet::new();
     for number in 0..options.tunnels {
         let connector = connector.clone();
@@ -158,7 +159,7 @@ async fn cost(node: &node::Started, options: &Options) -> anyhow::Result<Cost> {
     #[expect(clippy::cast_precision_loss, reason = "far below 2^52 bytes")]
     let gib = moved as f64 / GIB as f64;
     Ok(Cost {
-        cpu_seconds: (node::cpu_seconds(node.pid)? - before) / gib,
+        cpu_seconds: (cpu_seconds(node.pid)? - before) / gib,
         mib_per_second: gib * 1024.0 / began.elapsed().as_secs_f64(),
     })
 }

@@ -1,0 +1,1 @@
+"""The parts of `table` and `instructions`."""
