@@ -11,6 +11,7 @@ mod endpoint;
 mod json_stream;
 mod message;
 mod methods;
+pub mod slip;
 mod token;
 
 pub use chunk::{Chunk, Kind};
