@@ -9,10 +9,12 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 mod load;
+mod networks;
 mod units;
 mod validate;
 
 pub use load::{ConfigError, Fault, Override};
+pub use networks::{NetworkError, Networks};
 
 /// All settings.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

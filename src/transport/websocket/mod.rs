@@ -2,6 +2,7 @@
 //! tungstenite on the server's side. `upgrade` gets a connection to its first frame, `leg`
 //! moves the frames.
 
+pub mod forwarded;
 mod leg;
 mod upgrade;
 
