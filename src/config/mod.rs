@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+mod ini;
+pub mod legacy;
 mod load;
 mod networks;
 mod units;
