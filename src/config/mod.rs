@@ -8,11 +8,15 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+mod ini;
+pub mod legacy;
 mod load;
+mod networks;
 mod units;
 mod validate;
 
 pub use load::{ConfigError, Fault, Override};
+pub use networks::{NetworkError, Networks};
 
 /// All settings.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

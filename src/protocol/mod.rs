@@ -11,6 +11,8 @@ mod endpoint;
 mod json_stream;
 mod message;
 mod methods;
+pub mod slip;
+mod text_or_binary;
 mod token;
 
 pub use chunk::{Chunk, Kind};
@@ -20,4 +22,5 @@ pub use json_stream::{FramingError, JsonStream, MAX_REQUEST};
 pub use message::{Refusal, Request, notification, parse_request, request};
 pub use methods::{API_VERSION, ServerInfo, introspection};
 pub(crate) use methods::{ESTABLISHED_GENERATION_1, ESTABLISHED_GENERATION_2};
+pub use text_or_binary::TextOrBinary;
 pub use token::{PairingKey, Token};

@@ -6,6 +6,7 @@
 //! Protocol messages and pairing are not known here.
 
 mod keepalive;
+pub mod proxy_protocol;
 pub mod tls;
 pub mod websocket;
 mod wire;

@@ -2,6 +2,7 @@
 //! its first frame, `codec` knows what frames look like, `leg` moves them.
 
 mod codec;
+pub mod forwarded;
 mod leg;
 mod upgrade;
 
