@@ -25,8 +25,8 @@ use super::outbox::outbox;
 use super::tls::{BridgeStream, BridgeTls};
 use super::wire::{self, Refusal};
 use super::{
-    Bridged, CONNECTION_TRACE, CONNECTION_WINDOW, KEEPALIVE_INTERVAL, PING_INTERVAL, STEP,
-    STREAM_WINDOW,
+    Bridged, CONNECTION_TRACE, CONNECTION_WINDOW, FRAME_SIZE, KEEPALIVE_INTERVAL, PING_INTERVAL,
+    STEP, STREAM_WINDOW,
 };
 use crate::ids::OfferId;
 use crate::lifecycle::Lifecycle;
@@ -253,6 +253,7 @@ impl Peer {
             .map_err(|_| BridgeError::Address(address.to_owned()))?
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_frame_size(FRAME_SIZE)
             .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
             .keep_alive_timeout(STEP)
             .keep_alive_while_idle(true);

@@ -33,6 +33,8 @@ const STREAM_WINDOW: u32 = 2 << 20;
 /// The window of a connection is no limit of its own: with one that some stalled tunnels can use
 /// up, they would stall all others, and each tunnel is bounded by its stream anyway.
 const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
+/// The largest frame of HTTP/2, in bytes: a piece of a message and what is around it are one frame.
+const FRAME_SIZE: u32 = 72 * 1024;
 /// Tunnels on one connection between two nodes.
 const MAX_STREAMS: u32 = 10_000;
 /// A connection between nodes that is silent for this long is asked for a sign of life.

@@ -22,9 +22,9 @@ use super::outbox::{Outgoing, outbox};
 use super::tls::{BridgeStream, BridgeTls};
 use super::wire::{name_of, read_attach};
 use super::{
-    Attach, CONNECTION_TRACE, CONNECTION_WINDOW, Incoming, KEEPALIVE_INTERVAL, MAX_STREAMS,
+    Attach, CONNECTION_TRACE, CONNECTION_WINDOW, FRAME_SIZE, Incoming, KEEPALIVE_INTERVAL,
+    MAX_STREAMS, STEP, STREAM_WINDOW,
 };
-use super::{STEP, STREAM_WINDOW};
 use crate::lifecycle::Lifecycle;
 use crate::observability::Metrics;
 use crate::observability::trace::Attaching;
@@ -56,6 +56,7 @@ pub async fn serve(service: BridgeService, listener: TcpListener, tls: Option<Br
     let serving = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(FRAME_SIZE)
         .max_concurrent_streams(MAX_STREAMS)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(STEP))

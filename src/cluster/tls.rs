@@ -12,7 +12,7 @@ use rustls::pki_types::ServerName;
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use thiserror::Error;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, BufReader, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 use tokio_util::either::Either;
@@ -20,6 +20,11 @@ use tonic::transport::server::Connected;
 
 use super::client::CountGuard;
 use crate::transport::tls::{TlsError, read_chain, read_pair};
+
+/// Read at once from a connection between nodes; rustls asks for 4 KiB each time.
+const READ_BUFFER: usize = 64 * 1024;
+
+type Tls = TlsStream<BufReader<TcpStream>>;
 
 /// Why the bridge cannot be secured.
 #[derive(Debug, Error)]
@@ -80,13 +85,13 @@ impl BridgeTls {
     }
 
     pub(super) async fn accept(&self, tcp: TcpStream) -> io::Result<BridgeStream> {
-        let tls = self.acceptor.accept(tcp).await?;
+        let tls = self.acceptor.accept(buffered(tcp)).await?;
         Ok(BridgeStream::secure(tls.into()))
     }
 
     pub(super) async fn connect(&self, host: &str, tcp: TcpStream) -> io::Result<BridgeStream> {
         let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
-        let tls = self.connector.connect(name, tcp).await?;
+        let tls = self.connector.connect(name, buffered(tcp)).await?;
         Ok(BridgeStream::secure(tls.into()))
     }
 }
@@ -107,9 +112,13 @@ fn client_config(
         .with_root_certificates(roots)
 }
 
+fn buffered(tcp: TcpStream) -> BufReader<TcpStream> {
+    BufReader::with_capacity(READ_BUFFER, tcp)
+}
+
 /// A connection between two nodes.
 pub(super) struct BridgeStream {
-    stream: Either<TcpStream, Box<TlsStream<TcpStream>>>,
+    stream: Either<TcpStream, Box<Tls>>,
     /// Counts it as long as it lives.
     _counted: Option<CountGuard>,
 }
@@ -120,7 +129,7 @@ impl BridgeStream {
         Self { stream: Either::Left(tcp), _counted: None }
     }
 
-    fn secure(tls: TlsStream<TcpStream>) -> Self {
+    fn secure(tls: Tls) -> Self {
         Self { stream: Either::Right(Box::new(tls)), _counted: None }
     }
 
@@ -129,7 +138,7 @@ impl BridgeStream {
         Self { _counted: Some(count), ..self }
     }
 
-    fn stream(self: Pin<&mut Self>) -> Pin<&mut Either<TcpStream, Box<TlsStream<TcpStream>>>> {
+    fn stream(self: Pin<&mut Self>) -> Pin<&mut Either<TcpStream, Box<Tls>>> {
         Pin::new(&mut self.get_mut().stream)
     }
 }
