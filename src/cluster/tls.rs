@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::ServerName;
 use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{CipherSuite, ClientConfig, RootCertStore, ServerConfig};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite, BufReader, ReadBuf};
 use tokio::net::TcpStream;
@@ -55,7 +55,7 @@ pub struct BridgeTls {
 impl BridgeTls {
     /// Reads the CA, and the certificate and key of this node, from PEM files.
     pub fn from_files(ca: &Path, certificate: &Path, key: &Path) -> Result<Self, BridgeTlsError> {
-        let provider = Arc::new(aws_lc_rs::default_provider());
+        let provider = Arc::new(provider());
         let unusable = |why: String| BridgeTlsError::Ca { file: ca.display().to_string(), why };
         let mut roots = RootCertStore::empty();
         for root in read_chain(ca)? {
@@ -100,6 +100,14 @@ impl fmt::Debug for BridgeTls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("BridgeTls").finish_non_exhaustive()
     }
+}
+
+/// Nodes are servers, which have AES in hardware: with keys of 128 bits it costs least.
+fn provider() -> CryptoProvider {
+    let mut provider = aws_lc_rs::default_provider();
+    let first = CipherSuite::TLS13_AES_128_GCM_SHA256;
+    provider.cipher_suites.sort_by_key(|suite| suite.suite() != first);
+    provider
 }
 
 fn client_config(
