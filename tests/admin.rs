@@ -89,6 +89,27 @@ async fn health_says_what_is_wrong() {
 }
 
 #[tokio::test]
+async fn a_node_without_its_redis_is_unready_unless_it_is_told_to_stay_ready() {
+    let mut strict = Cluster::start(1).await;
+    let mut calm = Cluster::start_with(1, |config| config.admin.ready_without_redis = true).await;
+    for cluster in [&mut strict, &mut calm] {
+        let node = &cluster.nodes[0];
+        until("ready", async || get(node, "/readyz").await.status() == StatusCode::OK).await;
+        cluster.redis.kill();
+    }
+    until("unready", async || {
+        let answer = get(&strict.nodes[0], "/readyz").await;
+        answer.status() == StatusCode::SERVICE_UNAVAILABLE
+            && answer.text().await.is_ok_and(|why| why.starts_with("Redis is away for"))
+    })
+    .await;
+    assert_eq!(get(&calm.nodes[0], "/readyz").await.status(), StatusCode::OK);
+    // It knows, all the same.
+    let metrics = get(&calm.nodes[0], "/metrics").await.text().await.expect("a text");
+    assert!(metrics.contains("\nremoteproxy_redis_up 0\n"), "{metrics}");
+}
+
+#[tokio::test]
 async fn a_drain_can_be_taken_back() {
     let node = node();
     let (mut first, mut second) = tunnel(&node, "stands").await;

@@ -81,7 +81,7 @@ async fn a_tunnel_from_its_coming_to_its_end() {
     for own in [
         "process_memory_usage_bytes",
         "process_cpu_time_seconds_total",
-        "process_unix_file_descriptor_count",
+        "remoteproxy_file_descriptors_open",
         "remoteproxy_file_descriptors_limit",
         "remoteproxy_build_info",
     ] {

@@ -1,5 +1,6 @@
 //! What clients and the proxy say to each other before a tunnel stands: generations 1 and 2 of
-//! the protocol, spoken by every listener.
+//! the protocol, spoken by every listener. Of generation 3 there are only the frames so far
+//! ([`slip`], [`TextOrBinary`]); no listener speaks it yet.
 //!
 //! Everything in here is pure: no IO, no clock, no randomness of its own. [`Endpoint`] is the
 //! state machine of one connection; bytes, verdicts and the time go in, [`Action`]s come out, and

@@ -2,7 +2,8 @@
 //! and nothing above it knows which kind of transport that was.
 //!
 //! Here are the two traits. `wire` moves bytes, with TLS or without; [`websocket`] makes frames of
-//! them and is the one transport there is.
+//! them and is the one transport there is. [`proxy_protocol`] reads what a load balancer says of a
+//! client; no listener asks for it yet.
 //! Protocol messages and pairing are not known here.
 
 mod keepalive;
