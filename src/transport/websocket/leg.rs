@@ -62,7 +62,9 @@ impl<W: Wire> WebSocketLeg<W> {
 
     /// Writes what is staged.
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
-        if let Some(payload) = self.ping.take()
+        // Whoever pings and takes no answers must not make them pile up.
+        if self.wire.staged() < STAGE
+            && let Some(payload) = self.ping.take()
             && !self.said_goodbye
         {
             self.wire.stage(&control_frame(Opcode::Pong, &payload));
@@ -237,4 +239,49 @@ fn close_for(violation: Violation) -> Close {
 fn yield_now<T>(cx: &Context<'_>) -> Poll<T> {
     cx.waker().wake_by_ref();
     Poll::Pending
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+
+    use super::*;
+    use crate::transport::Patience;
+    use crate::transport::wire::Plain;
+
+    fn leg(io: DuplexStream) -> WebSocketLeg<Plain<DuplexStream>> {
+        let patience =
+            Patience { ping_interval: Duration::from_mins(1), stalled: Duration::from_mins(1) };
+        let keepalive = Keepalive::new(patience, Instant::now());
+        WebSocketLeg::new(Plain::new(io), BytesMut::new(), keepalive)
+    }
+
+    /// A frame of a client whose mask changes nothing.
+    fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+        let length = u8::try_from(payload.len()).expect("a short one");
+        [&[first, 0x80 + length, 0, 0, 0, 0], payload].concat()
+    }
+
+    #[tokio::test]
+    async fn pongs_do_not_pile_up_for_a_client_that_takes_none() {
+        let (here, mut there) = duplex(64 * 1024);
+        let mut leg = leg(here);
+        let pings = frame(0x89, &[7; 125]).repeat(400);
+        let pinging = async {
+            for _ in 0..20 {
+                there.write_all(&pings).await.expect("it is read");
+            }
+        };
+        tokio::select! {
+            () = pinging => {}
+            received = poll_fn(|cx| leg.poll_recv(cx)) => panic!("{received:?}"),
+        }
+        assert!(leg.wire.staged() < STAGE + 200, "{} bytes", leg.wire.staged());
+        let mut pong = [0; 127];
+        there.read_exact(&mut pong).await.expect("a pong");
+        assert_eq!(pong[..3], [0x8a, 125, 7]);
+    }
 }

@@ -158,7 +158,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Secure<S> {
     /// Notes that TLS is broken, and stages the alert that says so.
     fn fail(&mut self, error: rustls::Error) -> io::Error {
         if let Ok(ConnectionState::EncodeTlsData(mut alert)) =
-            self.tls.process_tls_records(&mut []).state
+            self.tls.process_tls_records(self.incoming.bytes()).state
         {
             // If it cannot be said, the connection ends all the same.
             let _told =
