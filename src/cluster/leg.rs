@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::{FutureExt, Stream};
 use nymea_remoteproxy_proto::bridge::v1::frame::Content;
 use nymea_remoteproxy_proto::bridge::v1::{Close as CloseFrame, Frame, close::Reason};
@@ -19,6 +20,9 @@ use crate::lifecycle::Lifecycle;
 use crate::observability::metrics::StreamGauge;
 use crate::protocol::{Chunk, Close, Profile};
 use crate::transport::{End, Leg};
+
+/// Payload of fewer bytes is copied before it waits.
+const SMALL: usize = 1024;
 
 /// How a node answers a bridge.
 pub struct Answer {
@@ -118,6 +122,12 @@ impl BridgeLeg {
     }
 }
 
+/// A payload keeps the whole block in which it was read: a queue full of small ones would keep far
+/// more memory than its limit counts.
+fn without_its_block(data: Bytes) -> Bytes {
+    if data.len() < SMALL { Bytes::copy_from_slice(&data) } else { data }
+}
+
 async fn drain(mut incoming: Streaming<Frame>) {
     while let Ok(Some(_)) = incoming.message().await {}
 }
@@ -149,7 +159,8 @@ impl Leg for BridgeLeg {
         self.poll_outbox(cx, Outbox::poll_ready)
     }
 
-    fn send(&mut self, _cx: &mut Context<'_>, chunk: Chunk) -> Result<(), End> {
+    fn send(&mut self, _cx: &mut Context<'_>, mut chunk: Chunk) -> Result<(), End> {
+        chunk.data = without_its_block(chunk.data);
         let size = chunk.data.len();
         self.outbox.push(wire::data(chunk), size);
         Ok(())
@@ -197,5 +208,19 @@ impl Leg for BridgeLeg {
     fn poll_shutdown(&mut self, _cx: &mut Context<'_>) -> Poll<()> {
         self.linger();
         Poll::Ready(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_payload_does_not_keep_the_block_it_came_in() {
+        let block = Bytes::from(vec![7; 64 * 1024]);
+        let within = |data: &Bytes| block.as_ptr_range().contains(&data.as_ptr());
+        let small = without_its_block(block.slice(..SMALL - 1));
+        assert!(!within(&small) && small == block[..SMALL - 1]);
+        assert!(within(&without_its_block(block.slice(..SMALL))));
     }
 }
