@@ -7,21 +7,31 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
-use super::{Answer, Home, Offer, Rendezvous, Waiting};
+use super::{
+    Answer, Directory, Holder, Home, Offer, Registered, Registration, Rendezvous, Role,
+    Unavailable, Waiting,
+};
 use crate::ids::OfferId;
 use crate::protocol::PairingKey;
 
 /// Entries in this process's memory.
 pub struct MemoryRendezvous {
     entries: Mutex<HashMap<PairingKey, Entry>>,
+    registered: Mutex<HashMap<Uuid, Registration>>,
     /// Nothing is ever lost.
     epoch: watch::Sender<u64>,
 }
 
 impl Default for MemoryRendezvous {
     fn default() -> Self {
-        Self { entries: Mutex::default(), epoch: watch::Sender::new(0) }
+        Self {
+            entries: Mutex::default(),
+            registered: Mutex::default(),
+            epoch: watch::Sender::new(0),
+        }
     }
 }
 
@@ -38,9 +48,9 @@ enum State {
 }
 
 impl MemoryRendezvous {
-    /// Keys that are waiting or standing now.
+    /// Keys that are waiting or standing now, and UUIDs that are registered.
     pub fn len(&self) -> usize {
-        self.entries().len()
+        self.entries().len() + self.registered().len()
     }
 
     /// Whether nobody is here.
@@ -51,6 +61,10 @@ impl MemoryRendezvous {
     fn entries(&self) -> MutexGuard<'_, HashMap<PairingKey, Entry>> {
         // Each change is a single step: what a panicking thread left behind is in order.
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn registered(&self) -> MutexGuard<'_, HashMap<Uuid, Registration>> {
+        self.registered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn change(&self, key: PairingKey, owner: OfferId, from: State, to: State) {
@@ -110,6 +124,42 @@ impl Rendezvous for MemoryRendezvous {
     fn epoch(&self) -> watch::Receiver<u64> {
         self.epoch.subscribe()
     }
+}
+
+impl Directory for MemoryRendezvous {
+    fn register(
+        self: Arc<Self>,
+        registration: Registration,
+    ) -> BoxFuture<'static, Result<Registered, Unavailable>> {
+        let holder = *self.registered().entry(registration.uuid).or_insert(registration);
+        let answer = if holder.id == registration.id {
+            Registered::Yes { lost: CancellationToken::new() }
+        } else {
+            Registered::Conflict(here(&holder))
+        };
+        ready(Ok(answer)).boxed()
+    }
+
+    fn find_gateway(
+        self: Arc<Self>,
+        uuid: Uuid,
+    ) -> BoxFuture<'static, Result<Option<Holder>, Unavailable>> {
+        let registered = self.registered();
+        let found = registered.get(&uuid).filter(|it| it.role == Role::Gateway).map(here);
+        ready(Ok(found)).boxed()
+    }
+
+    fn unregister(&self, uuid: Uuid, id: OfferId) {
+        if let Slot::Occupied(slot) = self.registered().entry(uuid)
+            && slot.get().id == id
+        {
+            slot.remove();
+        }
+    }
+}
+
+fn here(registration: &Registration) -> Holder {
+    Holder { id: registration.id, role: registration.role, home: Home::Here }
 }
 
 #[cfg(test)]

@@ -4,7 +4,10 @@
 //! An entry belongs to the offer that made it. It is *waiting* until a second offer claims it, and
 //! *standing* from then until it is released; meanwhile further offers of its key are turned away.
 //! Whoever releases names the offer, so that nobody removes what another one has put there since.
+//!
+//! The same two also keep the [`Directory`] of those who are found by their UUID.
 
+mod directory;
 mod memory;
 pub mod redis;
 
@@ -19,6 +22,7 @@ use crate::ids::OfferId;
 use crate::protocol::PairingKey;
 use crate::trace_parent::TraceParent;
 
+pub use directory::{Directory, Holder, Registered, Registration, Role, Unavailable};
 pub use memory::MemoryRendezvous;
 
 /// An endpoint's wish to be paired.

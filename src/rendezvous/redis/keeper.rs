@@ -84,6 +84,7 @@ impl Keeper {
     async fn serve(&mut self) {
         let core = Arc::clone(&self.core);
         core.local().start_over();
+        core.listing().start_over();
         let mut refresh_at = Instant::now();
         let mut rest_until = Instant::now();
         loop {
@@ -93,6 +94,7 @@ impl Keeper {
                     let pause = if self.refresh().await { core.pace.refresh } else { HURRY };
                     refresh_at = Instant::now() + pause;
                     core.local().assert_older_than(core.pace.standing / 2);
+                    core.listing().assert_older_than(core.pace.standing / 2);
                 }
                 () = work_waits(&core, rest_until) => {
                     if !run_errands(&core, BATCH).await {
@@ -139,13 +141,14 @@ impl Keeper {
 
 async fn work_waits(core: &Core, rest_until: Instant) {
     sleep_until(rest_until).await;
-    while !core.local().has_errands() {
+    while !core.has_errands() {
         core.errands.notified().await;
     }
 }
 
 /// Does some errands, those of one key in their order. False if one could not be done.
 async fn run_errands(core: &Core, keys: usize) -> bool {
+    let listed = core.run_listing(keys).await;
     let errands = core.local().errands(keys);
     let each = errands.into_iter().map(|(key, errands)| async move {
         let mut done = 0;
@@ -158,7 +161,7 @@ async fn run_errands(core: &Core, keys: usize) -> bool {
         core.local().done(key, done);
         done == errands.len()
     });
-    join_all(each).await.into_iter().all(|done| done)
+    join_all(each).await.into_iter().all(|done| done) && listed
 }
 
 async fn run_errand(core: &Core, key: &PairingKey, errand: Errand) -> bool {
@@ -183,9 +186,11 @@ async fn run_errand(core: &Core, key: &PairingKey, errand: Errand) -> bool {
 /// Nothing of this node stays.
 async fn farewell(core: &Core) {
     core.local().start_over();
+    core.listing().start_over();
     core.local().release_all();
+    core.listing().release_all();
     let all = async {
-        while core.local().has_errands() && run_errands(core, BATCH).await {}
+        while core.has_errands() && run_errands(core, BATCH).await {}
         let (farewell, unlist) = (core.scripts.farewell(), core.scripts.unlist(core.node.as_str()));
         core.link
             .ask("farewell", async |connection| {

@@ -2,6 +2,9 @@
 
 use std::fmt::Write;
 
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
 use crate::ids::NodeId;
 use crate::protocol::PairingKey;
 use crate::rendezvous::Secret;
@@ -18,13 +21,15 @@ impl Keys {
 
     /// The entry of two endpoints. The braces make Redis Cluster place it by the hash alone.
     pub(super) fn pair(&self, key: &PairingKey) -> String {
-        let mut text = format!("{}pair:{{", self.prefix);
-        for byte in key.as_bytes() {
-            // Writing to a text cannot fail.
-            let _ = write!(text, "{byte:02x}");
-        }
-        text.push('}');
-        text
+        self.entry("pair", key.as_bytes())
+    }
+
+    /// The registration of a UUID, which itself is shown to nobody who looks at Redis.
+    pub(super) fn uuid(&self, uuid: &Uuid) -> String {
+        let mut hash = Sha256::new();
+        hash.update(b"nymea-remoteproxy uuid 1\0");
+        hash.update(uuid.as_bytes());
+        self.entry("uuid", &hash.finalize())
     }
 
     /// The nodes by their ids, as each describes itself.
@@ -35,6 +40,16 @@ impl Keys {
     /// The lease of a node.
     pub(super) fn node(&self, node: &NodeId) -> String {
         format!("{}node:{node}", self.prefix)
+    }
+
+    fn entry(&self, kind: &str, hash: &[u8]) -> String {
+        let mut text = format!("{}{kind}:{{", self.prefix);
+        for byte in hash {
+            // Writing to a text cannot fail.
+            let _ = write!(text, "{byte:02x}");
+        }
+        text.push('}');
+        text
     }
 }
 
@@ -60,6 +75,11 @@ mod tests {
         assert_eq!(
             pair,
             "test:pair:{e139eef4e422be4378b71a26283ae12d1a3318083ff97eacd1509712d5b6c496}"
+        );
+        let uuid = keys.uuid(&Uuid::from_u128(0x0001_0203_0405_0607_0809_0a0b_0c0d_0e0f));
+        assert_eq!(
+            uuid,
+            "test:uuid:{139785b05f3a64d6e51f02d8a8df81afe0249489a3c7156e6683c432b351af32}"
         );
         let node = NodeId::new("proxy-1", 0xab);
         assert_eq!(keys.node(&node), "test:node:proxy-1-00000000000000ab");

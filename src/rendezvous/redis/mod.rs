@@ -4,9 +4,11 @@
 //! Four commands make a tunnel: two offers, a look at the lease of the first one's node if that is
 //! another one, and a release. While Redis is away, endpoints of this node find each other here.
 
+mod directory;
 mod keeper;
 mod keys;
 mod link;
+mod listing;
 mod local;
 mod scripts;
 mod target;
@@ -27,6 +29,7 @@ use tracing::debug;
 use self::keeper::Keeper;
 use self::keys::Keys;
 use self::link::Link;
+use self::listing::Listing;
 use self::local::{Alone, Local};
 use self::scripts::{Gone, Lives, Owner, Scripts, Told};
 use self::target::Target;
@@ -113,6 +116,7 @@ struct Core {
     link: Link,
     scripts: Scripts,
     local: Mutex<Local>,
+    listing: Mutex<Listing>,
     /// There may be new errands.
     errands: Notify,
     epoch: watch::Sender<u64>,
@@ -252,6 +256,7 @@ impl Core {
             link: Link::new(settings.timeout, facts.telemetry.as_ref()),
             scripts,
             local: Mutex::default(),
+            listing: Mutex::default(),
             errands: Notify::new(),
             epoch: watch::Sender::new(0),
             closing: CancellationToken::new(),
@@ -297,10 +302,20 @@ impl Core {
         self.local.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn listing(&self) -> MutexGuard<'_, Listing> {
+        self.listing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether Redis must be told anything.
+    fn has_errands(&self) -> bool {
+        self.local().has_errands() || self.listing().has_errands()
+    }
+
     /// Redis may have lost what this node has put there.
     fn lapsed(&self) {
         self.epoch.send_modify(|epoch| *epoch += 1);
         self.local().assert_all();
+        self.listing().assert_older_than(Duration::ZERO);
         self.errands.notify_one();
     }
 
@@ -358,7 +373,7 @@ impl Core {
             });
             let answer = asked.await?;
             let Some(told) = Told::read(&answer) else { return Ok(Asked::Unsure) };
-            let sure = self.link.steady_for() >= self.pace.refresh + self.patience;
+            let sure = self.is_sure();
             match &told {
                 // Its release was forgotten.
                 Told::Claimed { owner, .. } | Told::Taken { owner, .. }

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use redis::{Script, ScriptInvocation};
+use uuid::Uuid;
 
 use super::keys::{Keys, read_secret, write_secret};
-use super::local::{Role, Tunnel};
+use super::local::{Role as Place, Tunnel};
 use crate::ids::{NodeId, OfferId};
 use crate::protocol::PairingKey;
-use crate::rendezvous::{Offer, Secret};
+use crate::rendezvous::{Offer, Registration, Role, Secret};
 use crate::trace_parent::TraceParent;
 
 /// Builds the calls of one node.
@@ -22,6 +23,8 @@ pub(super) struct Scripts {
     stand: Script,
     lease: Script,
     list: Script,
+    register: Script,
+    find: Script,
 }
 
 /// How long things stay in Redis unless they are refreshed.
@@ -51,6 +54,23 @@ pub(super) enum Told {
     Taken { owner: Owner, claimer: String, claimer_node: String },
 }
 
+/// What Redis answers about a UUID.
+#[derive(Debug)]
+pub(super) enum Possession {
+    /// It is nobody's, or the one's who asks.
+    Free,
+    Held(Held),
+}
+
+/// Who has a UUID.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) owner: Owner,
+    pub(super) address: String,
+    pub(super) secret: Secret,
+    pub(super) role: Role,
+}
+
 /// Whose entry it is.
 #[derive(Debug)]
 pub(super) struct Owner {
@@ -71,16 +91,15 @@ impl Scripts {
             stand: Script::new(include_str!("lua/stand.lua")),
             lease: Script::new(include_str!("lua/lease.lua")),
             list: Script::new(include_str!("lua/list.lua")),
+            register: Script::new(include_str!("lua/register.lua")),
+            find: Script::new(include_str!("lua/find.lua")),
         }
     }
 
     pub(super) fn offer(&self, offer: &Offer, epoch: u64, gone: &Gone) -> ScriptInvocation<'_> {
         let mut call = self.entry(&self.offer, offer, epoch);
         call.arg(millis(self.lives.waiting)).arg(millis(self.lives.standing));
-        let (dead, its_epoch) = match &gone.owner {
-            Some((dead, epoch)) => (dead.to_string(), epoch.as_str()),
-            None => (String::new(), ""),
-        };
+        let (dead, its_epoch) = gone.owner();
         call.arg(offer.trace.map(|trace| trace.to_string()).unwrap_or_default());
         call.arg(dead).arg(its_epoch).arg(&gone.claimers);
         for released in &gone.released {
@@ -93,15 +112,15 @@ impl Scripts {
         &self,
         key: &PairingKey,
         offer: OfferId,
-        role: Role,
+        place: Place,
     ) -> ScriptInvocation<'_> {
         let mut call = self.release.key(self.keys.pair(key));
-        let role = match role {
-            Role::Owner => "owner",
-            Role::Claimer => "claimer",
-            Role::Either => "either",
+        let place = match place {
+            Place::Owner => "owner",
+            Place::Claimer => "claimer",
+            Place::Either => "either",
         };
-        call.arg(offer.to_string()).arg(role).arg(millis(self.lives.waiting));
+        call.arg(offer.to_string()).arg(place).arg(millis(self.lives.waiting));
         call
     }
 
@@ -110,6 +129,38 @@ impl Scripts {
         let mut call = self.entry(&self.stand, &tunnel.offer, epoch);
         call.arg(claimer).arg(millis(self.lives.standing)).arg(millis(self.lives.waiting));
         call
+    }
+
+    pub(super) fn register(
+        &self,
+        registration: &Registration,
+        epoch: u64,
+        gone: &Gone,
+    ) -> ScriptInvocation<'_> {
+        let mut call = self.register.key(self.keys.uuid(&registration.uuid));
+        call.arg(registration.id.to_string())
+            .arg(self.node.as_str())
+            .arg(epoch)
+            .arg(&self.address)
+            .arg(write_secret(registration.secret))
+            .arg(registration.role.label())
+            .arg(millis(self.lives.standing));
+        let (dead, its_epoch) = gone.owner();
+        call.arg(dead).arg(its_epoch);
+        for released in &gone.released {
+            call.arg(released.to_string());
+        }
+        call
+    }
+
+    pub(super) fn unregister(&self, uuid: &Uuid, id: OfferId) -> ScriptInvocation<'_> {
+        let mut call = self.release.key(self.keys.uuid(uuid));
+        call.arg(id.to_string()).arg("owner").arg(0);
+        call
+    }
+
+    pub(super) fn find(&self, uuid: &Uuid) -> ScriptInvocation<'_> {
+        self.find.key(self.keys.uuid(uuid))
     }
 
     /// This node is alive; `facts` say who it is.
@@ -159,6 +210,33 @@ impl Scripts {
             .arg(&self.address)
             .arg(write_secret(offer.secret));
         call
+    }
+}
+
+impl Gone {
+    /// The dead owner and its epoch, as the scripts take them.
+    fn owner(&self) -> (String, &str) {
+        match &self.owner {
+            Some((dead, epoch)) => (dead.to_string(), epoch.as_str()),
+            None => (String::new(), ""),
+        }
+    }
+}
+
+impl Possession {
+    /// Reads what the scripts answered; `None` if that is nothing they answer.
+    pub(super) fn read(answer: &[String]) -> Option<Self> {
+        let texts: Vec<_> = answer.iter().map(String::as_str).collect();
+        Some(match texts[..] {
+            ["registered" | "free"] => Self::Free,
+            ["held", offer, node, epoch, address, secret, role] => Self::Held(Held {
+                owner: Owner::read(offer, node, epoch)?,
+                address: address.into(),
+                secret: read_secret(secret)?,
+                role: if role == Role::Gateway.label() { Role::Gateway } else { Role::App },
+            }),
+            _ => return None,
+        })
     }
 }
 

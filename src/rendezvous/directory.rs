@@ -1,0 +1,103 @@
+//! Which UUIDs are registered, and where: the [`Directory`] of the tunnel proxy (section 4 of the
+//! protocol).
+//!
+//! Gateways and apps are in one key space: a UUID belongs to one endpoint of the cluster, whatever
+//! it is. An entry is alive as long as its node is; its owner alone takes it out.
+
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use thiserror::Error;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::{Home, Secret};
+use crate::ids::OfferId;
+
+/// As what a UUID is registered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Apps attach to it.
+    Gateway,
+    /// It is attached to a gateway.
+    App,
+}
+
+impl Role {
+    /// One lower-case word.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Gateway => "gateway",
+            Self::App => "app",
+        }
+    }
+}
+
+/// An endpoint's wish to be known under a UUID.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Registration {
+    /// What it shows.
+    pub uuid: Uuid,
+    /// As what.
+    pub role: Role,
+    /// New for each registration.
+    pub id: OfferId,
+    /// Other nodes must know it to reach the endpoint.
+    pub secret: Secret,
+}
+
+impl Registration {
+    /// A new registration of this UUID.
+    pub fn new(uuid: Uuid, role: Role) -> Self {
+        Self { uuid, role, id: OfferId::random(), secret: Secret(rand::random()) }
+    }
+}
+
+/// Who has a UUID.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// The id of its registration.
+    pub id: OfferId,
+    /// As what it is registered.
+    pub role: Role,
+    /// Where it is, with the secret of its registration.
+    pub home: Home,
+}
+
+/// What becomes of a registration.
+#[derive(Clone, Debug)]
+pub enum Registered {
+    /// The UUID belongs to it until it is unregistered.
+    Yes {
+        /// Cancelled when it has lost the UUID to another one after all: its node was cut off, or
+        /// the entry was lost, and the other one was quicker.
+        lost: CancellationToken,
+    },
+    /// The UUID is another one's.
+    Conflict(Holder),
+}
+
+/// The directory could not be asked in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("the directory did not answer in time")]
+pub struct Unavailable;
+
+/// Knows the UUIDs of a node, or of a cluster.
+pub trait Directory: Send + Sync {
+    /// Registers a UUID, in one atomic step. Asked again, the same registration gets the same
+    /// answer. Dropping the future takes nothing back; unregister does.
+    fn register(
+        self: Arc<Self>,
+        registration: Registration,
+    ) -> BoxFuture<'static, Result<Registered, Unavailable>>;
+
+    /// The gateway with this UUID, if there is one.
+    fn find_gateway(
+        self: Arc<Self>,
+        uuid: Uuid,
+    ) -> BoxFuture<'static, Result<Option<Holder>, Unavailable>>;
+
+    /// Frees the UUID if it belongs to this registration, on whichever node. Takes effect as soon
+    /// as possible, without waiting.
+    fn unregister(&self, uuid: Uuid, id: OfferId);
+}

@@ -1,0 +1,176 @@
+//! What this node knows by itself of the directory: the registrations of its endpoints, and what
+//! must still be said about them to Redis.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::ids::OfferId;
+use crate::rendezvous::{Holder, Home, Registration, Role};
+
+/// Errands kept for Redis. Beyond that the time to live in Redis does it.
+const MAX_ERRANDS: usize = 65_536;
+/// Registrations that one question mentions. Any but the last few are not in Redis any more.
+const MAX_GONE: usize = 64;
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Listing {
+    own: HashMap<OfferId, Own>,
+    /// The gateways that Redis has confirmed.
+    gateways: HashMap<Uuid, OfferId>,
+    errands: VecDeque<Errand>,
+    /// Those that are being run.
+    taken: Vec<Errand>,
+}
+
+struct Own {
+    registration: Registration,
+    lost: CancellationToken,
+    /// When Redis was last told; `None`: it has not confirmed it yet.
+    asserted: Option<Instant>,
+}
+
+/// Something that Redis must be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Errand {
+    /// This registration is gone.
+    Unregister(Uuid, OfferId),
+    /// This registration is there.
+    Assert(OfferId),
+}
+
+impl Listing {
+    /// A registration comes, or comes again. What is given tells when it is lost.
+    pub(super) fn enter(&mut self, registration: &Registration) -> CancellationToken {
+        let own = self.own.entry(registration.id).or_insert_with(|| Own {
+            registration: *registration,
+            lost: CancellationToken::new(),
+            asserted: None,
+        });
+        own.lost.clone()
+    }
+
+    /// Redis has it. False if it has been unregistered meanwhile.
+    pub(super) fn confirm(&mut self, registration: &Registration) -> bool {
+        let Registration { uuid, role, id, .. } = *registration;
+        let Some(own) = self.own.get_mut(&id) else {
+            self.errand(Errand::Unregister(uuid, id));
+            return false;
+        };
+        own.asserted = Some(Instant::now());
+        if role == Role::Gateway {
+            self.gateways.insert(uuid, id);
+        }
+        true
+    }
+
+    /// The UUID belongs to another one. Whoever had it before is told.
+    pub(super) fn lose(&mut self, id: OfferId) {
+        if let Some(own) = self.remove(id)
+            && own.asserted.is_some()
+        {
+            own.lost.cancel();
+        }
+    }
+
+    /// Whether a registration is one of this node that is not gone.
+    pub(super) fn has(&self, id: OfferId) -> bool {
+        self.own.contains_key(&id)
+    }
+
+    /// A registration of this node.
+    pub(super) fn get(&self, id: OfferId) -> Option<Registration> {
+        self.own.get(&id).map(|own| own.registration)
+    }
+
+    /// The gateway with this UUID if it is on this node.
+    pub(super) fn gateway(&self, uuid: &Uuid) -> Option<Holder> {
+        let id = *self.gateways.get(uuid)?;
+        Some(Holder { id, role: Role::Gateway, home: Home::Here })
+    }
+
+    /// A registration is gone, whether of this node or of another one.
+    pub(super) fn unregister(&mut self, uuid: Uuid, id: OfferId) {
+        self.remove(id);
+        self.errand(Errand::Unregister(uuid, id));
+    }
+
+    /// Registrations of this UUID that are gone, but perhaps not in Redis yet.
+    pub(super) fn released(&self, uuid: &Uuid) -> Vec<OfferId> {
+        let errands = self.errands.iter().rev().chain(&self.taken);
+        errands
+            .filter_map(|errand| match errand {
+                Errand::Unregister(it, id) if it == uuid => Some(*id),
+                Errand::Unregister(..) | Errand::Assert(_) => None,
+            })
+            .take(MAX_GONE)
+            .collect()
+    }
+
+    /// What was told this long ago must be told again.
+    pub(super) fn assert_older_than(&mut self, age: Duration) {
+        let now = Instant::now();
+        let mut due = Vec::new();
+        for (id, own) in &mut self.own {
+            if let Some(asserted) = &mut own.asserted
+                && now.saturating_duration_since(*asserted) >= age
+            {
+                *asserted = now;
+                due.push(*id);
+            }
+        }
+        for id in due {
+            self.errand(Errand::Assert(id));
+        }
+    }
+
+    /// Everything of this node ends.
+    pub(super) fn release_all(&mut self) {
+        let all: Vec<_> = self.own.values().map(|own| own.registration).collect();
+        for it in all {
+            self.unregister(it.uuid, it.id);
+        }
+    }
+
+    /// The next errands. They are kept until [`Listing::done`].
+    pub(super) fn errands(&mut self, count: usize) -> Vec<Errand> {
+        let count = count.min(self.errands.len());
+        self.taken = self.errands.drain(..count).collect();
+        self.taken.clone()
+    }
+
+    /// The errands that were taken are done, but for these, which come up again.
+    pub(super) fn done(&mut self, failed: Vec<Errand>) {
+        self.taken.clear();
+        self.errands.extend(failed);
+    }
+
+    /// Whoever was on errands has been cut off.
+    pub(super) fn start_over(&mut self) {
+        let taken = std::mem::take(&mut self.taken);
+        self.errands.extend(taken);
+    }
+
+    /// Whether anything must be told.
+    pub(super) fn has_errands(&self) -> bool {
+        !self.errands.is_empty()
+    }
+
+    fn remove(&mut self, id: OfferId) -> Option<Own> {
+        let own = self.own.remove(&id)?;
+        let uuid = own.registration.uuid;
+        if self.gateways.get(&uuid) == Some(&id) {
+            self.gateways.remove(&uuid);
+        }
+        Some(own)
+    }
+
+    fn errand(&mut self, errand: Errand) {
+        if self.errands.len() < MAX_ERRANDS {
+            self.errands.push_back(errand);
+        }
+    }
+}
