@@ -36,8 +36,25 @@ pub enum Close {
     Taken,
     /// Both endpoints showed the same UUID.
     Loop,
-    /// Data came after authentication and before the tunnel stood.
+    /// Data came after authentication and before the tunnel stood, or while a registration was
+    /// still to be answered.
     EarlyData,
+    /// A registration showed a UUID that is none; the answer said so.
+    InvalidUuid,
+    /// No gateway has registered under the UUID that an app asked for.
+    GatewayNotFound,
+    /// The UUID is registered already, or the connection has registered before.
+    AlreadyRegistered,
+    /// A call that is not for this connection.
+    ForbiddenCall,
+    /// It could not be found out who else has registered.
+    RegistrationUnavailable,
+    /// The gateway has sent nothing for too long.
+    SilentGateway,
+    /// The gateway asked for this app to be disconnected.
+    Disconnected,
+    /// The gateway of this app has left.
+    GatewayLeft,
     /// A message of more than `limits.message_size` bytes.
     MessageTooLarge,
     /// The endpoint broke the rules of the transport (framing, masking, …).
@@ -56,8 +73,12 @@ impl Close {
     /// The WebSocket close code.
     pub const fn code(self) -> u16 {
         match self {
-            Self::OtherLeft => 1000,
-            Self::OtherLost | Self::Draining | Self::Dismissed | Self::Unresponsive => 1001,
+            Self::OtherLeft | Self::Disconnected => 1000,
+            Self::OtherLost
+            | Self::GatewayLeft
+            | Self::Draining
+            | Self::Dismissed
+            | Self::Unresponsive => 1001,
             Self::TransportViolation => 1002,
             Self::InvalidText => 1007,
             Self::InvalidRequest
@@ -67,10 +88,18 @@ impl Close {
             | Self::Taken
             | Self::Loop
             | Self::EarlyData
+            | Self::InvalidUuid
+            | Self::AlreadyRegistered
+            | Self::ForbiddenCall
+            | Self::SilentGateway
             | Self::Stalled => 1008,
             Self::RequestTooLarge | Self::MessageTooLarge => 1009,
             Self::Fault => 1011,
-            Self::TooManyRequests | Self::AuthenticationUnavailable | Self::NobodyCame => 1013,
+            Self::TooManyRequests
+            | Self::AuthenticationUnavailable
+            | Self::RegistrationUnavailable
+            | Self::GatewayNotFound
+            | Self::NobodyCame => 1013,
         }
     }
 
@@ -94,6 +123,16 @@ impl Close {
             Self::Taken => "The tunnel of this token stands already.",
             Self::Loop => "Both endpoints have the same UUID.",
             Self::EarlyData => "Data came before the tunnel was established.",
+            Self::InvalidUuid => "A UUID must not be null, and look like a UUID.",
+            Self::GatewayNotFound => "No server is registered under this UUID. Try again later.",
+            Self::AlreadyRegistered => "The UUID or this connection is registered already.",
+            Self::ForbiddenCall => "This call is not for this connection.",
+            Self::RegistrationUnavailable => {
+                "Registration is temporarily unavailable. Try again later."
+            }
+            Self::SilentGateway => "Nothing came for too long. A server must ping.",
+            Self::Disconnected => "The server disconnected this client.",
+            Self::GatewayLeft => "The server that this client was attached to has left.",
             Self::MessageTooLarge => "The message is too large for this server.",
             Self::TransportViolation => "The data violates the transport protocol.",
             Self::InvalidText => "A text message must be UTF-8.",
@@ -121,6 +160,14 @@ impl Close {
             Self::Taken => "taken",
             Self::Loop => "loop",
             Self::EarlyData => "early_data",
+            Self::InvalidUuid => "invalid_uuid",
+            Self::GatewayNotFound => "gateway_not_found",
+            Self::AlreadyRegistered => "already_registered",
+            Self::ForbiddenCall => "forbidden_call",
+            Self::RegistrationUnavailable => "registration_unavailable",
+            Self::SilentGateway => "silent_gateway",
+            Self::Disconnected => "disconnected",
+            Self::GatewayLeft => "gateway_left",
             Self::MessageTooLarge => "message_too_large",
             Self::TransportViolation => "transport_violation",
             Self::InvalidText => "invalid_text",

@@ -1,97 +1,25 @@
-//! The state machine of one connection, from its first byte until its tunnel stands
-//! (sections 2 and 3 of the protocol).
+//! The state machine of one connection, from its first byte until its tunnel stands or it is
+//! registered with the tunnel proxy (sections 2 to 4 of the protocol).
 //!
 //! Chunks, verdicts, partners and the time go in; [`Action`]s come out of
 //! [`Endpoint::poll_action`], to be carried out in order.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde_json::{Value, json};
 
+use super::call::{Authenticate, Call, Register, resolve};
 use super::json_stream::{FramingError, JsonStream, is_white_space};
 use super::message::{Refusal, error_response, notification, parse_request, success_response};
 use super::methods::{
-    Authenticate, Call, ESTABLISHED_GENERATION_1, ESTABLISHED_GENERATION_2, ServerInfo, hello,
-    introspection, resolve,
+    ESTABLISHED_GENERATION_1, ESTABLISHED_GENERATION_2, ServerInfo, hello, introspection,
 };
-use super::{Chunk, Close, Kind, PairingKey, Token};
-
-/// Which client generation a connection belongs to, told by what it sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Generation {
-    /// The seed: authenticates with a token and maybe a nonce.
-    One,
-    /// Api 0.3: shows uuid and name, too.
-    Two,
-}
-
-/// Who an endpoint says it is; empty for generation 1. Nobody vouches for it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Identity {
-    /// As the client wrote it.
-    pub uuid: String,
-    /// As the client wrote it.
-    pub name: String,
-}
-
-impl Identity {
-    /// Whether both show the same UUID, however it is written. Showing none is no match.
-    fn same_uuid(&self, other: &Self) -> bool {
-        let plain = |uuid: &str| uuid.trim_matches(['{', '}']).to_ascii_lowercase();
-        !plain(&self.uuid).is_empty() && plain(&self.uuid) == plain(&other.uuid)
-    }
-}
-
-/// What one endpoint of a tunnel has to know about the other.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Profile {
-    /// Decides which notification the endpoint gets.
-    pub generation: Generation,
-    /// Told to the other endpoint.
-    pub identity: Identity,
-}
-
-/// What came of a token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// The token is good.
-    Valid,
-    /// The token is bad.
-    Invalid,
-    /// The authentication server did not answer in time.
-    Timeout,
-    /// The authentication server could not be asked or did not make sense.
-    Unavailable,
-}
-
-/// The limits of this stage of a connection.
-#[derive(Clone, Copy, Debug)]
-pub struct Rules {
-    /// From the start until the connection must have asked for authentication.
-    pub inactivity: Duration,
-    /// From the start until the connection must be authenticated.
-    pub authentication: Duration,
-    /// From authentication until the other endpoint must be there.
-    pub waiting: Duration,
-    /// Requests before authentication.
-    pub requests: u32,
-}
-
-/// What the driver of an [`Endpoint`] has to do.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Action {
-    /// Send this text message.
-    Send(String),
-    /// Ask whether the token is valid, then call [`Endpoint::authenticated`].
-    Authenticate(Token),
-    /// Find the other endpoint with this key, then call [`Endpoint::paired`] or
-    /// [`Endpoint::close`].
-    Offer(PairingKey),
-    /// Send what is still to be sent, then close. Nothing follows.
-    Close(Close),
-}
+use super::terms::{Action, Generation, Identity, Profile, Rules, Verdict};
+use super::tunnel_proxy::{Role, RoleKind, TunnelProxyError};
+use super::tunnel_proxy::{disconnect_response, pong, registration_response};
+use super::{Chunk, Close, Kind, PairingKey};
 
 #[derive(Debug)]
 enum State {
@@ -99,6 +27,8 @@ enum State {
     Authenticating { request: i64, key: PairingKey, profile: Profile, until: Instant },
     Waiting { key: PairingKey, profile: Profile, until: Instant },
     Established,
+    Registering { request: i64, role: Role, token_unchecked: bool, until: Instant },
+    Registered { role: Role },
     Closed,
 }
 
@@ -148,8 +78,10 @@ impl Endpoint {
             State::Greeting { inactive_at, authenticate_by } => {
                 Some(*inactive_at.min(authenticate_by))
             }
-            State::Authenticating { until, .. } | State::Waiting { until, .. } => Some(*until),
-            State::Established | State::Closed => None,
+            State::Authenticating { until, .. }
+            | State::Waiting { until, .. }
+            | State::Registering { until, .. } => Some(*until),
+            State::Established | State::Registered { .. } | State::Closed => None,
         }
     }
 
@@ -161,9 +93,23 @@ impl Endpoint {
         }
     }
 
+    /// What the connection has registered as.
+    pub fn role(&self) -> Option<&Role> {
+        match &self.state {
+            State::Registered { role } => Some(role),
+            _ => None,
+        }
+    }
+
     /// Whether the connection has proved itself.
     pub fn is_authenticated(&self) -> bool {
-        matches!(self.state, State::Waiting { .. } | State::Established)
+        match self.state {
+            State::Waiting { .. } | State::Established | State::Registered { .. } => true,
+            State::Greeting { .. }
+            | State::Authenticating { .. }
+            | State::Registering { .. }
+            | State::Closed => false,
+        }
     }
 
     /// Whether [`Endpoint::paired`] has led to a tunnel.
@@ -171,8 +117,8 @@ impl Endpoint {
         matches!(self.state, State::Established)
     }
 
-    /// Takes a chunk of a message from the client. [`Endpoint::poll_action`] must have had nothing
-    /// more to say just before.
+    /// Takes a chunk of a message from the client, until the tunnel stands or the connection is
+    /// registered. [`Endpoint::poll_action`] must have had nothing more to say just before.
     pub fn receive(&mut self, chunk: &Chunk) {
         match self.state {
             State::Greeting { .. } if chunk.kind == Kind::Text => {
@@ -182,29 +128,32 @@ impl Endpoint {
             State::Greeting { .. } => {
                 self.refuse(&Refusal::not_json("it must come in a text message"));
             }
-            State::Authenticating { .. } | State::Waiting { .. } if is_trailing_space(chunk) => {}
-            State::Authenticating { .. } | State::Waiting { .. } => self.close(Close::EarlyData),
-            State::Established | State::Closed => {}
+            State::Authenticating { .. } | State::Waiting { .. } | State::Registering { .. } => {
+                if !is_trailing_space(chunk) {
+                    self.close(Close::EarlyData);
+                }
+            }
+            State::Established | State::Registered { .. } | State::Closed => {}
         }
     }
 
-    /// Takes what came of [`Action::Authenticate`].
+    /// Takes what came of [`Action::Authenticate`], or of the token in [`Action::Register`].
     pub fn authenticated(&mut self, now: Instant, verdict: Verdict) {
-        let State::Authenticating { request, key, profile, .. } = &self.state else { return };
-        if verdict == Verdict::Valid {
-            let params = match profile.generation {
-                Generation::One => None,
-                Generation::Two => {
-                    Some(json!({ "authenticationError": "AuthenticationErrorNoError" }))
-                }
-            };
-            self.actions.push_back(Action::Send(success_response(*request, params)));
-            self.actions.push_back(Action::Offer(*key));
-            let (key, profile) = (*key, profile.clone());
-            self.state = State::Waiting { key, profile, until: now + self.rules.waiting };
-        } else {
-            self.refuse_authentication(verdict);
+        if verdict != Verdict::Valid {
+            return self.refuse_authentication(verdict);
         }
+        if let State::Registering { token_unchecked, .. } = &mut self.state {
+            *token_unchecked = false;
+        }
+        let State::Authenticating { request, key, profile, .. } = &self.state else { return };
+        let params = match profile.generation {
+            Generation::One => None,
+            Generation::Two => Some(json!({ "authenticationError": "AuthenticationErrorNoError" })),
+        };
+        self.actions.push_back(Action::Send(success_response(*request, params)));
+        self.actions.push_back(Action::Offer(*key));
+        let (key, profile) = (*key, profile.clone());
+        self.state = State::Waiting { key, profile, until: now + self.rules.waiting };
     }
 
     /// Takes the other endpoint's profile: the tunnel stands, unless it would be a loop.
@@ -228,6 +177,19 @@ impl Endpoint {
         self.state = State::Established;
     }
 
+    /// Takes what came of [`Action::Register`].
+    pub fn registered(&mut self, result: Result<(), TunnelProxyError>) {
+        let State::Registering { request, role, token_unchecked, .. } = &self.state else { return };
+        let (request, role) = (*request, role.clone());
+        // A token that nobody has found valid opens nothing.
+        let forbidden = *token_unchecked && result.is_ok();
+        let result = if forbidden { Err(TunnelProxyError::ForbiddenCall) } else { result };
+        self.answer_registration(request, role.kind(), result);
+        if result.is_ok() {
+            self.state = State::Registered { role };
+        }
+    }
+
     /// Says that [`Endpoint::deadline`] may have passed.
     pub fn handle_timeout(&mut self, now: Instant) {
         if self.deadline().is_none_or(|deadline| now < deadline) {
@@ -243,7 +205,13 @@ impl Endpoint {
             }
             State::Authenticating { .. } => self.refuse_authentication(Verdict::Timeout),
             State::Waiting { .. } => self.close(Close::NobodyCame),
-            State::Established | State::Closed => {}
+            State::Registering { token_unchecked: true, .. } => {
+                self.refuse_authentication(Verdict::Timeout);
+            }
+            State::Registering { .. } => {
+                self.registered(Err(TunnelProxyError::InternalServerError));
+            }
+            State::Established | State::Registered { .. } | State::Closed => {}
         }
     }
 
@@ -259,11 +227,18 @@ impl Endpoint {
     fn handle_input(&mut self) -> bool {
         match self.state {
             State::Greeting { .. } => self.handle_next_request(),
-            State::Authenticating { .. } | State::Waiting { .. } if !self.inbox.is_empty() => {
+            State::Authenticating { .. } | State::Waiting { .. } | State::Registering { .. }
+                if !self.inbox.is_empty() =>
+            {
                 self.close(Close::EarlyData);
                 true
             }
-            _ => false,
+            State::Authenticating { .. }
+            | State::Waiting { .. }
+            | State::Registering { .. }
+            | State::Established
+            | State::Registered { .. }
+            | State::Closed => false,
         }
     }
 
@@ -290,10 +265,17 @@ impl Endpoint {
             Ok(request) => request,
             Err(refusal) => return self.refuse(&refusal),
         };
-        match resolve(&mut request) {
-            Ok(Call::Hello) => self.respond(request.id, hello(&self.server)),
-            Ok(Call::Introspect) => self.respond(request.id, introspection()),
-            Ok(Call::Authenticate(params)) => self.begin_authentication(request.id, params),
+        let (id, offered) = (request.id, self.rules.offered());
+        match resolve(&mut request, offered) {
+            Ok(Call::Hello) => self.respond(id, hello(&self.server, offered)),
+            Ok(Call::Introspect) => self.respond(id, introspection(offered)),
+            Ok(Call::Authenticate(params)) => self.begin_authentication(id, params),
+            Ok(Call::Register(params)) => self.begin_registration(id, params),
+            Ok(Call::DisconnectClient { .. }) => {
+                let message = disconnect_response(id, Err(TunnelProxyError::ForbiddenCall));
+                self.actions.push_back(Action::Send(message));
+            }
+            Ok(Call::Ping { timestamp }) => self.respond(id, pong(timestamp)),
             Err(refusal) => self.refuse(&refusal),
         }
     }
@@ -307,6 +289,35 @@ impl Endpoint {
         self.actions.push_back(Action::Authenticate(token));
     }
 
+    fn begin_registration(&mut self, request: i64, params: Register) {
+        let State::Greeting { authenticate_by: until, .. } = self.state else { return };
+        let Register { kind, role, token } = params;
+        let Some(role) = role else {
+            return self.answer_registration(request, kind, Err(TunnelProxyError::InvalidUuid));
+        };
+        let demanded = match kind {
+            RoleKind::Gateway => self.rules.token_for_gateways,
+            RoleKind::App => self.rules.token_for_apps,
+        };
+        let token = token.filter(|_| demanded);
+        let token_unchecked = token.is_some();
+        self.actions.push_back(Action::Register { role: role.clone(), token });
+        self.state = State::Registering { request, role, token_unchecked, until };
+    }
+
+    fn answer_registration(
+        &mut self,
+        request: i64,
+        kind: RoleKind,
+        result: Result<(), TunnelProxyError>,
+    ) {
+        let message = registration_response(request, kind, result);
+        self.actions.push_back(Action::Send(message));
+        if let Err(error) = result {
+            self.close(error.close());
+        }
+    }
+
     fn respond(&mut self, id: i64, params: Value) {
         self.actions.push_back(Action::Send(success_response(id, Some(params))));
     }
@@ -317,7 +328,12 @@ impl Endpoint {
     }
 
     fn refuse_authentication(&mut self, verdict: Verdict) {
-        let State::Authenticating { request, profile, .. } = &self.state else { return };
+        let (request, generation) = match &self.state {
+            State::Authenticating { request, profile, .. } => (*request, profile.generation),
+            // Its answers have no place for such an error.
+            State::Registering { request, .. } => (*request, Generation::One),
+            _ => return,
+        };
         let (error, code, close) = match verdict {
             Verdict::Valid | Verdict::Invalid => (
                 "Invalid token. You are not allowed to use this server.",
@@ -335,11 +351,11 @@ impl Endpoint {
                 Close::AuthenticationUnavailable,
             ),
         };
-        let params = match profile.generation {
+        let params = match generation {
             Generation::One => None,
             Generation::Two => Some(json!({ "authenticationError": code })),
         };
-        self.actions.push_back(Action::Send(error_response(*request, error, params)));
+        self.actions.push_back(Action::Send(error_response(request, error, params)));
         self.close(close);
     }
 }

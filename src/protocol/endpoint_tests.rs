@@ -1,15 +1,24 @@
 //! Every message of generations 1 and 2, frozen as bytes, and every way through the states.
 
+use std::time::Duration;
+
 use proptest::prelude::*;
 
 use super::*;
+use crate::protocol::Token;
 
 const RULES: Rules = Rules {
     inactivity: Duration::from_secs(8),
     authentication: Duration::from_secs(10),
     waiting: Duration::from_mins(1),
     requests: 5,
+    tunnel_proxy: false,
+    token_for_gateways: false,
+    token_for_apps: false,
 };
+
+#[path = "registration_tests.rs"]
+mod registration;
 
 /// A connection on a clock that only moves when told to.
 struct Fixture {
@@ -19,9 +28,13 @@ struct Fixture {
 
 impl Fixture {
     fn new() -> Self {
+        Self::with_rules(RULES)
+    }
+
+    fn with_rules(rules: Rules) -> Self {
         let now = Instant::now();
         let server = ServerInfo { name: "test".into(), version: "1.2.3".into() };
-        Self { endpoint: Endpoint::new(Arc::new(server), RULES, now), now }
+        Self { endpoint: Endpoint::new(Arc::new(server), rules, now), now }
     }
 
     /// Authenticated and waiting.

@@ -3,12 +3,28 @@
 
 use serde_json::{Map, Value, json};
 
-use super::endpoint::{Generation, Identity};
-use super::message::{Refusal, Request};
-use super::token::Token;
+use super::call::{Authenticate, Call, Register, take_uint};
+use super::tunnel_proxy::{NO_ERROR, TunnelProxyError};
 
-/// The version of the protocol that `Hello` states: generation 2 of the public releases.
+/// The version of the protocol that `Hello` states without the tunnel proxy: generation 2 of the
+/// public releases.
 pub const API_VERSION: &str = "0.3";
+/// The version of the protocol that `Hello` states with the tunnel proxy: generation 3.
+pub const API_VERSION_TUNNEL_PROXY: &str = "0.6";
+
+/// Which methods a connection may call, and with what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "they are switches")]
+pub(super) struct Offered {
+    /// The namespace `Authentication` is there.
+    pub authentication: bool,
+    /// The namespace `TunnelProxy` is there.
+    pub tunnel_proxy: bool,
+    /// Gateways must show a token.
+    pub token_for_gateways: bool,
+    /// Apps must show a token.
+    pub token_for_apps: bool,
+}
 
 /// What `Hello` says of this server.
 #[derive(Debug, Clone)]
@@ -19,36 +35,24 @@ pub struct ServerInfo {
     pub version: String,
 }
 
-/// A request that may be carried out.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Call {
-    Hello,
-    Introspect,
-    Authenticate(Authenticate),
-}
-
-/// The params of `Authentication.Authenticate`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Authenticate {
-    pub token: Token,
-    pub nonce: Option<String>,
-    pub generation: Generation,
-    pub identity: Identity,
-}
-
 #[derive(Clone, Copy)]
-enum Type {
+pub(super) enum Type {
     String,
+    /// Text that should be a UUID; one that is not gets an answer of its own.
+    Uuid,
+    UInt,
+    Bool,
     Object,
     Ref(&'static str),
 }
 
-struct Param {
-    name: &'static str,
-    kind: Type,
-    optional: bool,
+#[derive(Clone, Copy)]
+pub(super) struct Param {
+    pub name: &'static str,
+    pub kind: Type,
+    pub optional: bool,
     /// The param that must come together with this one.
-    needs: Option<&'static str>,
+    pub needs: Option<&'static str>,
 }
 
 const fn required(name: &'static str, kind: Type) -> Param {
@@ -59,24 +63,25 @@ const fn optional(name: &'static str, kind: Type, needs: Option<&'static str>) -
     Param { name, kind, optional: true, needs }
 }
 
-struct Method {
-    namespace: &'static str,
-    name: &'static str,
+pub(super) struct Method {
+    pub namespace: &'static str,
+    pub name: &'static str,
     description: &'static str,
     params: &'static [Param],
     returns: &'static [Param],
-    call: fn(&mut Map<String, Value>) -> Call,
+    /// The call, from params without faults.
+    pub call: fn(&mut Map<String, Value>) -> Call,
 }
 
 const METHODS: &[Method] = &[
     Method {
-        namespace: "Authentication",
+        namespace: AUTHENTICATION,
         name: "Authenticate",
         description: "Authenticate this connection. Two connections that show the same token and \
             nonce get a tunnel. With uuid and name the other endpoint learns who is there. If the \
             token is refused, the connection is closed.",
         params: &[
-            required("token", Type::String),
+            required(TOKEN, Type::String),
             optional("nonce", Type::String, None),
             optional("uuid", Type::String, Some("name")),
             optional("name", Type::String, Some("uuid")),
@@ -109,9 +114,66 @@ const METHODS: &[Method] = &[
         ],
         call: |_| Call::Introspect,
     },
+    Method {
+        namespace: TUNNEL_PROXY,
+        name: "RegisterServer",
+        description: "Register this connection as a server, to which many clients can attach under \
+            its serverUuid. On success everything behind the answer is SLIP in both directions: \
+            frames of a socket address (16 bit, big-endian) and data, where address 0 is this \
+            server (JSON). If the registration is refused, the connection is closed.",
+        params: &[
+            required("serverName", Type::String),
+            required("serverUuid", Type::Uuid),
+            optional(TOKEN, Type::String, None),
+        ],
+        returns: &[
+            required("tunnelProxyError", TUNNEL_PROXY_ERROR),
+            required("slipEnabled", Type::Bool),
+        ],
+        call: |params| Call::Register(Register::gateway(params)),
+    },
+    Method {
+        namespace: TUNNEL_PROXY,
+        name: "RegisterClient",
+        description: "Attach this connection as a client to the server that has registered under \
+            serverUuid. On success everything behind the answer comes from that server and goes to \
+            it. If the registration is refused, the connection is closed.",
+        params: &[
+            required("clientName", Type::String),
+            required("clientUuid", Type::Uuid),
+            required("serverUuid", Type::Uuid),
+            optional(TOKEN, Type::String, None),
+        ],
+        returns: &[required("tunnelProxyError", TUNNEL_PROXY_ERROR)],
+        call: |params| Call::Register(Register::app(params)),
+    },
+    Method {
+        namespace: TUNNEL_PROXY,
+        name: "DisconnectClient",
+        description: "Close the client with this socket address. For registered servers only.",
+        params: &[required("socketAddress", Type::UInt)],
+        returns: &[required("tunnelProxyError", TUNNEL_PROXY_ERROR)],
+        call: |params| Call::DisconnectClient { address: take_uint(params, "socketAddress") },
+    },
+    Method {
+        namespace: TUNNEL_PROXY,
+        name: "Ping",
+        description: "Get the timestamp back. A registered server must send something at least \
+            once a minute, and this will do.",
+        params: &[required("timestamp", Type::UInt)],
+        returns: &[required("timestamp", Type::UInt)],
+        call: |params| Call::Ping { timestamp: take_uint(params, "timestamp") },
+    },
 ];
 
+const AUTHENTICATION: &str = "Authentication";
+const TUNNEL_PROXY: &str = "TunnelProxy";
+const TUNNEL_PROXY_ERROR: Type = Type::Ref("TunnelProxyError");
+pub(super) const TOKEN: &str = "token";
+
 struct Notification {
+    /// Whether it belongs to the tunnel proxy.
+    tunnel_proxy: bool,
     name: &'static str,
     description: &'static str,
     params: &'static [Param],
@@ -119,9 +181,12 @@ struct Notification {
 
 pub(crate) const ESTABLISHED_GENERATION_1: &str = "Tunnel.Established";
 pub(crate) const ESTABLISHED_GENERATION_2: &str = "RemoteProxy.TunnelEstablished";
+pub(crate) const CLIENT_CONNECTED: &str = "TunnelProxy.ClientConnected";
+pub(crate) const CLIENT_DISCONNECTED: &str = "TunnelProxy.ClientDisconnected";
 
 const NOTIFICATIONS: &[Notification] = &[
     Notification {
+        tunnel_proxy: false,
         name: ESTABLISHED_GENERATION_2,
         description: "The tunnel stands. This is the last message of the server's own: all data \
             behind it comes from the other endpoint, whose name and uuid are given. Sent to \
@@ -129,11 +194,30 @@ const NOTIFICATIONS: &[Notification] = &[
         params: &[required("name", Type::String), required("uuid", Type::String)],
     },
     Notification {
+        tunnel_proxy: false,
         name: ESTABLISHED_GENERATION_1,
         description: "The tunnel stands. This is the last message of the server's own: all data \
             behind it comes from the other endpoint. Sent to connections that authenticated \
             without uuid and name.",
         params: &[],
+    },
+    Notification {
+        tunnel_proxy: true,
+        name: CLIENT_CONNECTED,
+        description: "A client has attached to this server. Data from and for it bears this \
+            socketAddress from now on. Sent to registered servers.",
+        params: &[
+            required("clientName", Type::String),
+            required("clientUuid", Type::Uuid),
+            required("clientPeerAddress", Type::String),
+            required("socketAddress", Type::UInt),
+        ],
+    },
+    Notification {
+        tunnel_proxy: true,
+        name: CLIENT_DISCONNECTED,
+        description: "The client with this socketAddress has left. Sent to registered servers.",
+        params: &[required("socketAddress", Type::UInt)],
     },
 ];
 
@@ -156,85 +240,66 @@ const ENUMS: &[(&str, &[&str])] = &[
     (
         "TunnelProxyError",
         &[
-            "TunnelProxyErrorNoError",
-            "TunnelProxyErrorInvalidUuid",
-            "TunnelProxyErrorInternalServerError",
-            "TunnelProxyErrorServerNotFound",
-            "TunnelProxyErrorForbiddenCall",
-            "TunnelProxyErrorAlreadyRegistered",
-            "TunnelProxyErrorNotRegistered",
-            "TunnelProxyErrorUnknownSocketAddress",
+            NO_ERROR,
+            TunnelProxyError::InvalidUuid.label(),
+            TunnelProxyError::InternalServerError.label(),
+            TunnelProxyError::ServerNotFound.label(),
+            TunnelProxyError::ForbiddenCall.label(),
+            TunnelProxyError::AlreadyRegistered.label(),
+            TunnelProxyError::NotRegistered.label(),
+            TunnelProxyError::UnknownSocketAddress.label(),
         ],
     ),
 ];
 
-/// Finds the method of a request and checks its params.
-pub(super) fn resolve(request: &mut Request) -> Result<Call, Refusal> {
-    let refuse = |error: String| Refusal::new(request.id, error);
-    let in_namespace = || METHODS.iter().filter(|method| method.namespace == request.namespace);
-    if in_namespace().next().is_none() {
-        return Err(refuse(format!("No such namespace. There are {}", namespaces().join(", "))));
+impl Offered {
+    /// The methods that may be called.
+    pub(super) fn methods(self) -> impl Iterator<Item = &'static Method> {
+        METHODS.iter().filter(move |method| match method.namespace {
+            AUTHENTICATION => self.authentication,
+            TUNNEL_PROXY => self.tunnel_proxy,
+            _ => true,
+        })
     }
-    let Some(method) = in_namespace().find(|method| method.name == request.method) else {
-        let names: Vec<_> = in_namespace().map(|method| method.name).collect();
-        let names = names.join(", ");
-        return Err(refuse(format!("No such method. This namespace has {names}")));
-    };
-    let faults = faults_of(method.params, &request.params);
-    if !faults.is_empty() {
-        return Err(refuse(format!("Invalid params: {}", faults.join("; "))));
+
+    pub(super) fn namespaces(self) -> Vec<&'static str> {
+        let mut names: Vec<_> = self.methods().map(|method| method.namespace).collect();
+        names.dedup();
+        names
     }
-    Ok((method.call)(&mut request.params))
-}
 
-fn namespaces() -> Vec<&'static str> {
-    let mut names: Vec<_> = METHODS.iter().map(|method| method.namespace).collect();
-    names.dedup();
-    names
-}
-
-/// Every missing, wrong-typed and unknown param, each named. Values are not repeated: they may be
-/// secret.
-fn faults_of(expected: &[Param], params: &Map<String, Value>) -> Vec<String> {
-    let mut faults = Vec::new();
-    for param in expected {
-        let name = param.name;
-        match params.get(name) {
-            Some(value) if !param.kind.fits(value) => {
-                faults.push(format!("'{name}' must be of type {}", param.kind.name()));
-            }
-            Some(_) => {}
-            None if !param.optional => faults.push(format!("'{name}' is missing")),
-            None => {
-                if let Some(other) = param.needs.filter(|other| params.contains_key(*other)) {
-                    faults.push(format!("'{name}' is missing, it goes with '{other}'"));
-                }
-            }
-        }
+    /// The params of a method, with a token where one is demanded.
+    pub(super) fn params(self, method: &Method) -> Vec<Param> {
+        let demanded = match method.name {
+            "RegisterServer" => self.token_for_gateways,
+            "RegisterClient" => self.token_for_apps,
+            _ => false,
+        };
+        let with_token = |param: &Param| Param {
+            optional: param.optional && !(demanded && param.name == TOKEN),
+            ..*param
+        };
+        method.params.iter().map(with_token).collect()
     }
-    let known = |name: &str| expected.iter().any(|param| param.name == name);
-    let unknown = params.keys().filter(|name| !known(name));
-    faults.extend(unknown.map(|name| format!("'{}' is unknown", shortened(name))));
-    faults
-}
-
-/// At most 40 characters of a name that a client made up, none of them invisible.
-fn shortened(name: &str) -> String {
-    name.chars().take(40).flat_map(char::escape_debug).collect()
 }
 
 impl Type {
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::String => "String",
+            Self::Uuid => "Uuid",
+            Self::UInt => "UInt",
+            Self::Bool => "Bool",
             Self::Object => "Object",
             Self::Ref(name) => name,
         }
     }
 
-    fn fits(self, value: &Value) -> bool {
+    pub(super) fn fits(self, value: &Value) -> bool {
         match self {
-            Self::String => value.is_string(),
+            Self::String | Self::Uuid => value.is_string(),
+            Self::UInt => value.is_u64(),
+            Self::Bool => value.is_boolean(),
             Self::Object => value.is_object(),
             Self::Ref(name) => value.as_str().is_some_and(|value| {
                 ENUMS
@@ -245,42 +310,26 @@ impl Type {
     }
 }
 
-impl Authenticate {
-    /// From params that [`faults_of`] has found faultless.
-    fn from_params(params: &mut Map<String, Value>) -> Self {
-        let mut take = |name: &str| match params.remove(name) {
-            Some(Value::String(text)) => Some(text),
-            _ => None,
-        };
-        let token = Token::new(take("token").unwrap_or_default());
-        let nonce = take("nonce");
-        let (generation, identity) = match (take("uuid"), take("name")) {
-            (Some(uuid), Some(name)) => (Generation::Two, Identity { uuid, name }),
-            _ => (Generation::One, Identity::default()),
-        };
-        Self { token, nonce, generation, identity }
-    }
-}
-
 /// The params of the response to `Hello`.
-pub(super) fn hello(server: &ServerInfo) -> Value {
+pub(super) fn hello(server: &ServerInfo, offered: Offered) -> Value {
+    let version = if offered.tunnel_proxy { API_VERSION_TUNNEL_PROXY } else { API_VERSION };
     json!({
         "server": "nymea-remoteproxy",
         "name": server.name,
         "version": server.version,
-        "apiVersion": API_VERSION,
+        "apiVersion": version,
     })
 }
 
 /// The params of the response to `Introspect`.
-pub fn introspection() -> Value {
-    let methods: Map<_, _> = METHODS
-        .iter()
+pub(super) fn introspection(offered: Offered) -> Value {
+    let methods: Map<_, _> = offered
+        .methods()
         .map(|method| {
             let name = format!("{}.{}", method.namespace, method.name);
             let description = json!({
                 "description": method.description,
-                "params": described(method.params),
+                "params": described(&offered.params(method)),
                 "returns": described(method.returns),
             });
             (name, description)
@@ -288,6 +337,7 @@ pub fn introspection() -> Value {
         .collect();
     let notifications: Map<_, _> = NOTIFICATIONS
         .iter()
+        .filter(|notification| offered.tunnel_proxy || !notification.tunnel_proxy)
         .map(|notification| {
             let description = json!({
                 "description": notification.description,
@@ -311,90 +361,5 @@ fn described(params: &[Param]) -> Map<String, Value> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::message::parse_request;
-    use super::*;
-
-    fn call(method: &str, params: &Value) -> Result<Call, String> {
-        let json = json!({"id": 5, "method": method, "params": params}).to_string();
-        let mut request = parse_request(json.as_bytes()).expect("frame is in order");
-        resolve(&mut request).map_err(|refusal| {
-            assert_eq!(refusal.id, 5);
-            refusal.error
-        })
-    }
-
-    #[test]
-    fn unknown_names_are_told_apart() {
-        let error = call("Nothing.Hello", &json!({})).expect_err("no such namespace");
-        assert!(error.starts_with("No such namespace"), "{error}");
-        let error = call("RemoteProxy.Nothing", &json!({})).expect_err("no such method");
-        assert!(error.starts_with("No such method"), "{error}");
-        assert!(error.ends_with("Hello, Introspect"), "{error}");
-    }
-
-    #[test]
-    fn uuid_and_name_decide_the_generation() {
-        let Ok(Call::Authenticate(first)) =
-            call("Authentication.Authenticate", &json!({"token": "t"}))
-        else {
-            panic!("valid")
-        };
-        assert_eq!((first.generation, first.nonce), (Generation::One, None));
-        let params = json!({"token": "t", "uuid": "u", "name": "n", "nonce": "x"});
-        let Ok(Call::Authenticate(second)) = call("Authentication.Authenticate", &params) else {
-            panic!("valid")
-        };
-        assert_eq!((second.generation, &*second.identity.uuid), (Generation::Two, "u"));
-        assert_eq!((second.nonce.as_deref(), &*second.identity.name), (Some("x"), "n"));
-    }
-
-    #[test]
-    fn every_fault_is_named() {
-        let faults =
-            |params: Value| call("Authentication.Authenticate", &params).expect_err("invalid");
-        assert_eq!(faults(json!({})), "Invalid params: 'token' is missing");
-        assert_eq!(
-            faults(json!({"token": 1, "nonce": null, "uuid": "u", "tokne": "t"})),
-            "Invalid params: 'token' must be of type String; 'nonce' must be of type String; \
-             'name' is missing, it goes with 'uuid'; 'tokne' is unknown"
-        );
-        assert_eq!(
-            faults(json!({"token": "t", "name": "n"})),
-            "Invalid params: 'uuid' is missing, it goes with 'name'"
-        );
-        let error = call("RemoteProxy.Hello", &json!({"a": 1})).expect_err("no params");
-        assert_eq!(error, "Invalid params: 'a' is unknown");
-    }
-
-    #[test]
-    fn introspection_speaks_of_what_is_there() {
-        let introspection = introspection();
-        let authenticate = &introspection["methods"]["Authentication.Authenticate"];
-        assert_eq!(
-            authenticate["params"],
-            json!({"token": "String", "o:nonce": "String", "o:uuid": "String", "o:name": "String"})
-        );
-        assert_eq!(
-            authenticate["returns"],
-            json!({"o:authenticationError": "$ref:AuthenticationError"})
-        );
-        assert_eq!(introspection["methods"].as_object().map(Map::len), Some(METHODS.len()));
-        assert_eq!(introspection["types"]["BasicType"], json!(BASIC_TYPES));
-        assert_eq!(introspection["types"]["TunnelProxyError"].as_array().map(Vec::len), Some(8));
-    }
-
-    #[test]
-    fn answers_hold_what_is_described() {
-        let described = &introspection()["methods"];
-        let server = ServerInfo { name: "n".into(), version: "v".into() };
-        for (method, answer) in [("Hello", hello(&server)), ("Introspect", introspection())] {
-            let returns = described[format!("RemoteProxy.{method}")]["returns"].as_object();
-            let answer = answer.as_object();
-            assert_eq!(
-                returns.map(|returns| returns.keys().collect::<Vec<_>>()),
-                answer.map(|answer| answer.keys().collect::<Vec<_>>())
-            );
-        }
-    }
-}
+#[path = "methods_tests.rs"]
+mod tests;

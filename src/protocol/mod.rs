@@ -1,27 +1,34 @@
-//! What clients and the proxy say to each other before a tunnel stands: generations 1 and 2 of
-//! the protocol, spoken by every listener. Of generation 3 there are only the frames so far
-//! ([`slip`], [`TextOrBinary`]); no listener speaks it yet.
+//! What clients and the proxy say to each other, in all three generations of the protocol.
 //!
 //! Everything in here is pure: no IO, no clock, no randomness of its own. [`Endpoint`] is the
-//! state machine of one connection; bytes, verdicts and the time go in, [`Action`]s come out, and
-//! [`session`](crate::session) carries them out.
+//! state machine of one connection until its tunnel stands or it is registered; bytes, verdicts
+//! and the time go in, [`Action`]s come out, and [`session`](crate::session) carries them out.
+//! [`GatewayControl`] is the same for what a registered gateway and the proxy say to each other
+//! from then on, between the [frames](slip) of its apps.
 
+mod call;
 mod chunk;
 mod close;
 mod endpoint;
+mod gateway_control;
 mod json_stream;
 mod message;
 mod methods;
 pub mod slip;
+mod terms;
 mod text_or_binary;
 mod token;
+mod tunnel_proxy;
 
 pub use chunk::{Chunk, Kind};
 pub use close::Close;
-pub use endpoint::{Action, Endpoint, Generation, Identity, Profile, Rules, Verdict};
+pub use endpoint::Endpoint;
+pub use gateway_control::{ControlAction, GatewayControl};
 pub use json_stream::{FramingError, JsonStream, MAX_REQUEST};
 pub use message::{Refusal, Request, notification, parse_request, request};
-pub use methods::{API_VERSION, ServerInfo, introspection};
+pub use methods::{API_VERSION, API_VERSION_TUNNEL_PROXY, ServerInfo};
 pub(crate) use methods::{ESTABLISHED_GENERATION_1, ESTABLISHED_GENERATION_2};
+pub use terms::{Action, Generation, Identity, Profile, Rules, Verdict};
 pub use text_or_binary::TextOrBinary;
 pub use token::{PairingKey, Token};
+pub use tunnel_proxy::{APP_ADDRESSES, App, Gateway, Role, TunnelProxyError, braced, parse_uuid};

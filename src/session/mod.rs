@@ -118,6 +118,10 @@ impl Shared {
             authentication: self.timeouts.authentication,
             waiting: self.timeouts.waiting,
             requests: self.requests,
+            // No listener speaks it yet.
+            tunnel_proxy: false,
+            token_for_gateways: false,
+            token_for_apps: false,
         }
     }
 }

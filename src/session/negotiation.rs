@@ -22,7 +22,7 @@ use crate::cluster::{Bridged, Refusal};
 use crate::observability::metrics::{self, Step};
 use crate::observability::trace::{Bridging, Ended, Setup};
 use crate::observability::{EventKind, Telemetry};
-use crate::protocol::{Action, Close, PairingKey, Verdict};
+use crate::protocol::{Action, Close, PairingKey, TunnelProxyError, Verdict};
 use crate::relay::close_leg;
 use crate::rendezvous::{Answer, Home, Offer, Waiting};
 use crate::transport::End;
@@ -78,6 +78,10 @@ pub(super) async fn negotiate(mut party: Box<Party>, shared: &Arc<Shared>) -> Ou
                 Some(Action::Offer(key)) => {
                     party.ticket.authenticated();
                     stage = offer(key, &party, shared);
+                }
+                // Not offered yet.
+                Some(Action::Register { .. }) => {
+                    party.endpoint.registered(Err(TunnelProxyError::InternalServerError));
                 }
                 Some(Action::Close(close)) => return over(party, stage, Some(close), shared).await,
             },
@@ -337,7 +341,7 @@ async fn say_the_last(party: &mut Party) -> Option<Close> {
         match action {
             Action::Send(message) => send(&mut *party.leg, message).await,
             Action::Close(close) => return Some(close),
-            Action::Authenticate(_) | Action::Offer(_) => {}
+            Action::Authenticate(_) | Action::Offer(_) | Action::Register { .. } => {}
         }
     }
     None

@@ -171,7 +171,9 @@ async fn introduce(party: &mut Party, other: &Profile, shared: &Shared) -> Resul
         match action {
             Action::Send(message) => send(&mut *party.leg, message).await,
             Action::Close(close) => return Err(close),
-            Action::Authenticate(_) | Action::Offer(_) => return Err(Close::Fault),
+            Action::Authenticate(_) | Action::Offer(_) | Action::Register { .. } => {
+                return Err(Close::Fault);
+            }
         }
     }
     Ok(())

@@ -1,0 +1,196 @@
+//! The terms of generation 3 (section 4 of the protocol): who registers, and what can be wrong with
+//! that. [`Endpoint`](super::Endpoint) speaks it until a connection is registered, and
+//! [`GatewayControl`](super::GatewayControl) with a registered gateway from then on.
+
+use serde_json::{Value, json};
+use thiserror::Error;
+use uuid::Uuid;
+use uuid::fmt::Hyphenated;
+
+use super::Close;
+use super::message::success_response;
+
+/// The addresses that a gateway's apps can have; 0 is the proxy, and 0xFFFF is never used.
+pub const APP_ADDRESSES: std::ops::RangeInclusive<u16> = 1..=0xFFFE;
+
+/// What a connection has registered as.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// A server of the tunnel proxy: many apps attach to it.
+    Gateway(Gateway),
+    /// A client of the tunnel proxy, attached to a gateway.
+    App(App),
+}
+
+/// What a gateway says of itself. Nobody vouches for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gateway {
+    /// Apps find it by this.
+    pub uuid: Uuid,
+    /// As the gateway wrote it.
+    pub name: String,
+}
+
+/// What an app says of itself. Nobody vouches for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct App {
+    /// Its own.
+    pub uuid: Uuid,
+    /// As the app wrote it.
+    pub name: String,
+    /// The gateway that it wants to be attached to.
+    pub gateway: Uuid,
+}
+
+/// Why the tunnel proxy does not do what it was asked to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Error)]
+pub enum TunnelProxyError {
+    /// What should be a UUID is none, or the null one.
+    #[error("a UUID is not valid")]
+    InvalidUuid,
+    /// It could not be found out who else is registered.
+    #[error("the registration is not available")]
+    InternalServerError,
+    /// No gateway has registered under this UUID.
+    #[error("the gateway is not registered")]
+    ServerNotFound,
+    /// Only another role may call this.
+    #[error("the call is not allowed here")]
+    ForbiddenCall,
+    /// The UUID is registered already, in this role or the other, or so is the connection.
+    #[error("the UUID or the connection is registered already")]
+    AlreadyRegistered,
+    /// The connection has not registered.
+    #[error("the connection is not registered")]
+    NotRegistered,
+    /// The gateway has no app with this address.
+    #[error("there is no such socket address")]
+    UnknownSocketAddress,
+}
+
+/// What is said where there is no error.
+pub(super) const NO_ERROR: &str = "TunnelProxyErrorNoError";
+
+impl TunnelProxyError {
+    /// As clients are told.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::InvalidUuid => "TunnelProxyErrorInvalidUuid",
+            Self::InternalServerError => "TunnelProxyErrorInternalServerError",
+            Self::ServerNotFound => "TunnelProxyErrorServerNotFound",
+            Self::ForbiddenCall => "TunnelProxyErrorForbiddenCall",
+            Self::AlreadyRegistered => "TunnelProxyErrorAlreadyRegistered",
+            Self::NotRegistered => "TunnelProxyErrorNotRegistered",
+            Self::UnknownSocketAddress => "TunnelProxyErrorUnknownSocketAddress",
+        }
+    }
+
+    /// Why a connection is closed whose registration is refused.
+    pub(super) const fn close(self) -> Close {
+        match self {
+            Self::InvalidUuid => Close::InvalidUuid,
+            Self::InternalServerError => Close::RegistrationUnavailable,
+            Self::ServerNotFound => Close::GatewayNotFound,
+            Self::AlreadyRegistered => Close::AlreadyRegistered,
+            Self::ForbiddenCall | Self::NotRegistered | Self::UnknownSocketAddress => {
+                Close::ForbiddenCall
+            }
+        }
+    }
+}
+
+/// The role that a call is for, also where it shows no valid UUID.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RoleKind {
+    Gateway,
+    App,
+}
+
+impl Role {
+    pub(super) fn kind(&self) -> RoleKind {
+        match self {
+            Self::Gateway(_) => RoleKind::Gateway,
+            Self::App(_) => RoleKind::App,
+        }
+    }
+}
+
+/// A UUID as clients must write it: hyphenated, with or without braces, in any case. `None` for
+/// everything else, and for the null UUID.
+pub fn parse_uuid(text: &str) -> Option<Uuid> {
+    let plain = text.strip_prefix('{').and_then(|text| text.strip_suffix('}')).unwrap_or(text);
+    if plain.len() != Hyphenated::LENGTH {
+        return None;
+    }
+    Uuid::try_parse(plain).ok().filter(|uuid| !uuid.is_nil())
+}
+
+/// A UUID as clients are told: with braces, in lower case.
+pub fn braced(uuid: Uuid) -> String {
+    uuid.braced().to_string()
+}
+
+/// The answer to `RegisterServer` or `RegisterClient`. Status is `success`, whatever came of it.
+pub(super) fn registration_response(
+    request: i64,
+    kind: RoleKind,
+    result: Result<(), TunnelProxyError>,
+) -> String {
+    let mut params = json!({ "tunnelProxyError": label_of(result) });
+    if kind == RoleKind::Gateway {
+        params["slipEnabled"] = result.is_ok().into();
+    }
+    success_response(request, Some(params))
+}
+
+/// The answer to `DisconnectClient`.
+pub(super) fn disconnect_response(request: i64, result: Result<(), TunnelProxyError>) -> String {
+    success_response(request, Some(json!({ "tunnelProxyError": label_of(result) })))
+}
+
+/// The params of the answer to `Ping`.
+pub(super) fn pong(timestamp: u64) -> Value {
+    json!({ "timestamp": timestamp })
+}
+
+fn label_of(result: Result<(), TunnelProxyError>) -> &'static str {
+    result.err().map_or(NO_ERROR, TunnelProxyError::label)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_uuid_has_braces_or_not_and_any_case() {
+        let uuid = Uuid::from_u128(0x0123_4567_89ab_cdef_0123_4567_89ab_cdef);
+        for text in [
+            "01234567-89ab-cdef-0123-456789abcdef",
+            "{01234567-89ab-cdef-0123-456789abcdef}",
+            "{01234567-89AB-CDEF-0123-456789aBcDeF}",
+        ] {
+            assert_eq!(parse_uuid(text), Some(uuid), "{text}");
+        }
+        assert_eq!(braced(uuid), "{01234567-89ab-cdef-0123-456789abcdef}");
+    }
+
+    #[test]
+    fn everything_else_is_no_uuid() {
+        for text in [
+            "",
+            "{}",
+            "null",
+            "00000000-0000-0000-0000-000000000000",
+            "{00000000-0000-0000-0000-000000000000}",
+            "0123456789abcdef0123456789abcdef",
+            "urn:uuid:01234567-89ab-cdef-0123-456789abcdef",
+            "{01234567-89ab-cdef-0123-456789abcdef",
+            "01234567-89ab-cdef-0123-456789abcdef}",
+            "{{01234567-89ab-cdef-0123-456789abcdef}}",
+            " 01234567-89ab-cdef-0123-456789abcdef",
+            "01234567-89ab-cdef-0123-456789abcdeg",
+        ] {
+            assert_eq!(parse_uuid(text), None, "{text}");
+        }
+    }
+}
