@@ -1,6 +1,7 @@
 //! The identifiers of the system, one type each, so that they cannot be mixed up.
 
 use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,6 +23,44 @@ impl ConnectionId {
 impl fmt::Display for ConnectionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+/// Where a client comes from, as the node that accepted it sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ClientAddr {
+    /// Over IP. The port is 0 where a proxy in between does not say it.
+    Ip(SocketAddr),
+    /// Over a unix socket: from a program on this machine.
+    Unix {
+        /// Its process, where the system says it.
+        process: Option<u32>,
+    },
+}
+
+impl ClientAddr {
+    /// Its IP address, if it has one.
+    pub fn ip(self) -> Option<IpAddr> {
+        match self {
+            Self::Ip(address) => Some(address.ip()),
+            Self::Unix { .. } => None,
+        }
+    }
+}
+
+impl From<SocketAddr> for ClientAddr {
+    fn from(address: SocketAddr) -> Self {
+        Self::Ip(address)
+    }
+}
+
+impl fmt::Display for ClientAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(address) => address.fmt(f),
+            Self::Unix { process: Some(process) } => write!(f, "unix:{process}"),
+            Self::Unix { process: None } => f.write_str("unix"),
+        }
     }
 }
 

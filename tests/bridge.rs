@@ -141,7 +141,7 @@ async fn without_the_secret_of_the_offer_nobody_gets_its_endpoint() {
     assert_eq!(refusal(&channel, &other).await.reason(), Reason::Gone);
     let newer = refusal(&channel, &Attach { version: 2, ..right.clone() }).await;
     assert_eq!((newer.reason(), newer.version), (Reason::Version, 1));
-    let data = Data { text: true, last: true, payload: "hello".into() };
+    let data = Data { text: true, last: true, payload: "hello".into(), stream: false };
     let rude = call(channel.clone(), Content::Data(data)).await.expect_err("refused");
     assert_eq!(rude.code(), tonic::Code::InvalidArgument);
 

@@ -27,7 +27,7 @@ use super::model::{
     TunnelList, TunnelQuery,
 };
 use super::server::Connection;
-use crate::ids::OfferId;
+use crate::ids::{ClientAddr, OfferId};
 use crate::observability::{Endpoint, EventKind, Metrics, TunnelRecord};
 
 /// The largest body of a request, in bytes.
@@ -314,8 +314,9 @@ impl Wanted {
         let ends = [&facts.first, &facts.second];
         let is_client = |end: &&Endpoint| match (end, self.client) {
             (Endpoint::Here { client_addr, .. }, Some((ip, port))) => {
-                client_addr.ip().to_canonical() == ip.to_canonical()
-                    && port.is_none_or(|port| client_addr.port() == port)
+                let ClientAddr::Ip(address) = client_addr else { return false };
+                address.ip().to_canonical() == ip.to_canonical()
+                    && port.is_none_or(|port| address.port() == port)
             }
             (Endpoint::There { .. }, Some(_)) => false,
             (_, None) => true,

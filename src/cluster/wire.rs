@@ -110,11 +110,17 @@ pub(super) fn name_of(said: &str) -> &str {
 
 pub(super) fn data(chunk: Chunk) -> proto::Frame {
     let Chunk { kind, data: payload, last } = chunk;
-    frame(Content::Data(proto::Data { text: kind == Kind::Text, last, payload }))
+    let (text, stream) = (kind == Kind::Text, kind == Kind::Stream);
+    // A node that knows no streams makes a message of each piece.
+    frame(Content::Data(proto::Data { text, last: last || stream, payload, stream }))
 }
 
 pub(super) fn read_data(data: proto::Data) -> Chunk {
-    let kind = if data.text { Kind::Text } else { Kind::Binary };
+    let kind = match (data.stream, data.text) {
+        (true, _) => return Chunk::stream(data.payload),
+        (false, true) => Kind::Text,
+        (false, false) => Kind::Binary,
+    };
     Chunk { kind, data: data.payload, last: data.last }
 }
 
@@ -136,6 +142,15 @@ pub(super) fn profile_from_proto(profile: proto::Profile) -> Profile {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_kind_of_chunk_survives_the_wire() {
+        let part = Chunk { last: false, ..Chunk::binary("part") };
+        for chunk in [Chunk::text("t"), Chunk::binary("b"), part, Chunk::stream("s")] {
+            let Some(Content::Data(sent)) = data(chunk.clone()).content else { panic!("data") };
+            assert_eq!(read_data(sent), chunk);
+        }
+    }
 
     #[test]
     fn an_attach_survives_the_wire_and_nonsense_does_not() {

@@ -33,9 +33,9 @@ use crate::rendezvous::redis::{
 };
 use crate::rendezvous::{MemoryRendezvous, Rendezvous};
 use crate::session::{self, Shared};
-use crate::transport::Patience;
 use crate::transport::tls::{Fingerprint, ServerTls, TlsError};
 use crate::transport::websocket::WebSocketTransport;
+use crate::transport::{Patience, Socket};
 
 /// Connections that the kernel may hold until they are accepted.
 const BACKLOG: u32 = 1024;
@@ -227,7 +227,6 @@ impl Prepared {
             Peers::new(Arc::clone(&name), tls, stalled, lifecycle.clone(), metrics)
         });
         let shared = Arc::new(Shared::new(
-            WebSocketTransport::new(tls.as_ref(), patience),
             authenticator,
             rendezvous,
             peers,
@@ -236,7 +235,11 @@ impl Prepared {
             (config.timeouts, config.limits),
         ));
         sessions.get_or_init(|| Arc::downgrade(&shared));
-        lifecycle.spawn(accept_all(listener, Arc::clone(&shared)));
+        let entrance = session::Listener {
+            transport: WebSocketTransport::new(tls.as_ref(), patience),
+            is_local: server.ip().to_canonical().is_loopback(),
+        };
+        lifecycle.spawn(accept_all(listener, Arc::new(entrance), Arc::clone(&shared)));
         let mut node = Node {
             shared: Arc::clone(&shared),
             local_addr,
@@ -447,7 +450,7 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
     address
 }
 
-async fn accept_all(listener: TcpListener, shared: Arc<Shared>) {
+async fn accept_all(listener: TcpListener, entrance: Arc<session::Listener>, shared: Arc<Shared>) {
     let lifecycle = &shared.lifecycle;
     loop {
         let accepted = tokio::select! {
@@ -455,8 +458,9 @@ async fn accept_all(listener: TcpListener, shared: Arc<Shared>) {
             () = lifecycle.ending() => return,
         };
         match accepted {
-            Ok((tcp, client_addr)) => {
-                lifecycle.spawn(session::serve(tcp, client_addr, Arc::clone(&shared)));
+            Ok((tcp, peer)) => {
+                let (entrance, shared) = (Arc::clone(&entrance), Arc::clone(&shared));
+                lifecycle.spawn(session::serve(Socket::Tcp(tcp), peer.into(), entrance, shared));
             }
             Err(error) if is_of_the_connection(&error) => {}
             Err(error) => {

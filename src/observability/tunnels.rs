@@ -2,7 +2,6 @@
 //! have ended.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -11,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Metrics;
 use super::metrics::TunnelGauge;
-use crate::ids::{ConnectionId, OfferId};
+use crate::ids::{ClientAddr, ConnectionId, OfferId};
 use crate::protocol::{Close, Profile};
 
 /// Where a tunnel's endpoints are.
@@ -44,7 +43,7 @@ pub enum Endpoint {
         /// Its connection.
         connection: ConnectionId,
         /// Where it comes from.
-        client_addr: SocketAddr,
+        client_addr: ClientAddr,
         /// What it says of itself.
         profile: Profile,
     },
@@ -103,7 +102,7 @@ pub struct Meter {
 pub struct Traffic {
     /// Payload bytes.
     pub bytes: u64,
-    /// Complete messages.
+    /// Complete messages. What comes from a byte stream has none.
     pub messages: u64,
 }
 

@@ -1,4 +1,4 @@
-//! The unit in which data moves: a piece of a message.
+//! The unit in which data moves: a piece of a message, or of a stream of bytes.
 
 use bytes::Bytes;
 
@@ -9,6 +9,9 @@ pub enum Kind {
     Text,
     /// Any bytes.
     Binary,
+    /// Bytes that belong to no message: TCP, TLS and unix sockets have none. On WebSocket each
+    /// chunk becomes text or binary by [`TextOrBinary`](super::TextOrBinary).
+    Stream,
 }
 
 /// A piece of a message, at most `limits.message_size` bytes. Most messages are one chunk; large
@@ -19,7 +22,7 @@ pub struct Chunk {
     pub kind: Kind,
     /// The payload.
     pub data: Bytes,
-    /// Whether the message ends here.
+    /// Whether the message ends here; never so in a stream.
     pub last: bool,
 }
 
@@ -32,5 +35,10 @@ impl Chunk {
     /// A whole binary message.
     pub fn binary(data: impl Into<Bytes>) -> Self {
         Self { kind: Kind::Binary, data: data.into(), last: true }
+    }
+
+    /// Bytes of a stream.
+    pub fn stream(data: impl Into<Bytes>) -> Self {
+        Self { kind: Kind::Stream, data: data.into(), last: false }
     }
 }

@@ -121,7 +121,7 @@ impl Endpoint {
     /// registered. [`Endpoint::poll_action`] must have had nothing more to say just before.
     pub fn receive(&mut self, chunk: &Chunk) {
         match self.state {
-            State::Greeting { .. } if chunk.kind == Kind::Text => {
+            State::Greeting { .. } if chunk.kind != Kind::Binary => {
                 self.inbox.push(&chunk.data);
                 self.message_ended = chunk.last;
             }

@@ -107,6 +107,20 @@ fn generation_1_answers() {
 }
 
 #[test]
+fn requests_may_come_in_a_stream_of_bytes() {
+    let request = authenticate(4, GENERATION_1) + " \n";
+    for at in 0..request.len() {
+        let mut fixture = Fixture::new();
+        let mut actions = Vec::new();
+        for piece in [&request[..at], &request[at..]] {
+            fixture.endpoint.receive(&Chunk::stream(piece.to_owned()));
+            actions.extend(fixture.actions());
+        }
+        assert_eq!(actions, [Action::Authenticate(Token::new("t"))], "cut at {at}");
+    }
+}
+
+#[test]
 fn generation_1_refusals() {
     let refused = |verdict| {
         let mut fixture = Fixture::new();

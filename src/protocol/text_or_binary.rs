@@ -39,7 +39,7 @@ impl TextOrBinary {
             return None;
         }
         let mut data = self.with_part(piece);
-        let kind = match str::from_utf8(&data) {
+        let kind = match simdutf8::compat::from_utf8(&data) {
             Ok(_) => Kind::Text,
             Err(error) if error.error_len().is_none() => {
                 let part = data.split_off(error.valid_up_to());

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::config::Limits;
+use crate::ids::ClientAddr;
 use crate::transport::Refusal;
 
 /// The counts of one node.
@@ -24,7 +25,8 @@ struct Counts {
 /// The right to be connected.
 pub(super) struct Ticket {
     admission: Arc<Admission>,
-    /// Until it is authenticated: the network it is counted for.
+    authenticated: bool,
+    /// Until it is authenticated: the network it is counted for, once that is known.
     network: Option<IpAddr>,
 }
 
@@ -33,24 +35,18 @@ impl Admission {
         Arc::new(Self { limits, counts: Mutex::default() })
     }
 
-    /// Counts a connection from this address, unless there is no room for it.
-    pub(super) fn enter(self: &Arc<Self>, client_ip: IpAddr) -> Result<Ticket, Refusal> {
-        let network = network_of(client_ip);
+    /// Counts a connection, unless there is no room for it.
+    pub(super) fn enter(self: &Arc<Self>) -> Result<Ticket, Refusal> {
         let mut counts = self.counts();
-        let from_here = counts.unauthenticated_per_ip.get(&network).copied().unwrap_or(0);
         if counts.connections >= self.limits.connections {
             return Err(Refusal::Connections);
         }
         if counts.unauthenticated >= self.limits.unauthenticated {
             return Err(Refusal::Unauthenticated);
         }
-        if from_here >= self.limits.unauthenticated_per_ip {
-            return Err(Refusal::UnauthenticatedPerIp);
-        }
         counts.connections += 1;
         counts.unauthenticated += 1;
-        counts.unauthenticated_per_ip.insert(network, from_here + 1);
-        Ok(Ticket { admission: Arc::clone(self), network: Some(network) })
+        Ok(Ticket { admission: Arc::clone(self), authenticated: false, network: None })
     }
 
     /// Connections there are, and may be.
@@ -65,12 +61,33 @@ impl Admission {
 }
 
 impl Ticket {
+    /// Counts the connection for its client, unless that one has too many; once is enough. Programs
+    /// on a unix socket are not told apart.
+    pub(super) fn comes_from(&mut self, client: ClientAddr) -> Result<(), Refusal> {
+        let Some(network) = client.ip().map(network_of) else { return Ok(()) };
+        if self.authenticated || self.network.is_some() {
+            return Ok(());
+        }
+        let mut counts = self.admission.counts();
+        let from_there = counts.unauthenticated_per_ip.entry(network).or_default();
+        if *from_there >= self.admission.limits.unauthenticated_per_ip {
+            return Err(Refusal::UnauthenticatedPerIp);
+        }
+        *from_there += 1;
+        self.network = Some(network);
+        Ok(())
+    }
+
     /// The connection has proved itself and makes room for others that have not.
     pub(super) fn authenticated(&mut self) {
-        let Some(network) = self.network.take() else { return };
+        if std::mem::replace(&mut self.authenticated, true) {
+            return;
+        }
         let mut counts = self.admission.counts();
         counts.unauthenticated -= 1;
-        if let Some(count) = counts.unauthenticated_per_ip.get_mut(&network) {
+        if let Some(network) = self.network.take()
+            && let Some(count) = counts.unauthenticated_per_ip.get_mut(&network)
+        {
             *count -= 1;
             if *count == 0 {
                 counts.unauthenticated_per_ip.remove(&network);
@@ -111,20 +128,24 @@ mod tests {
         Admission::new(limits)
     }
 
-    fn ip(text: &str) -> IpAddr {
-        text.parse().expect("an address")
+    /// Somebody comes from this address.
+    fn enter(admission: &Arc<Admission>, ip: &str) -> Result<Ticket, Refusal> {
+        let ip: IpAddr = ip.parse().expect("an address");
+        let mut ticket = admission.enter()?;
+        ticket.comes_from(ClientAddr::Ip((ip, 1).into()))?;
+        Ok(ticket)
     }
 
     #[test]
     fn each_limit_refuses_with_its_name() {
         let admission = admission(3, 2, 1);
-        let mut first = admission.enter(ip("10.0.0.1")).expect("room");
-        let refused = |address| admission.enter(ip(address)).err();
+        let mut first = enter(&admission, "10.0.0.1").expect("room");
+        let refused = |address| enter(&admission, address).err();
         assert_eq!(refused("10.0.0.1"), Some(Refusal::UnauthenticatedPerIp));
-        let second = admission.enter(ip("10.0.0.2")).expect("room");
+        let second = enter(&admission, "10.0.0.2").expect("room");
         assert_eq!(refused("10.0.0.3"), Some(Refusal::Unauthenticated));
         first.authenticated();
-        let third = admission.enter(ip("10.0.0.1")).expect("room again");
+        let third = enter(&admission, "10.0.0.1").expect("room again");
         assert_eq!(refused("10.0.0.4"), Some(Refusal::Connections));
         drop((first, second, third));
         let counts = admission.counts();
@@ -133,12 +154,29 @@ mod tests {
     }
 
     #[test]
+    fn a_client_is_counted_once_and_a_unix_socket_is_none() {
+        let admission = admission(9, 9, 1);
+        let mut ticket = admission.enter().expect("room");
+        let client = ClientAddr::Ip(([10, 0, 0, 1], 7).into());
+        assert_eq!([(); 2].map(|()| ticket.comes_from(client)), [Ok(()), Ok(())]);
+        assert!(enter(&admission, "10.0.0.1").is_err());
+        drop(ticket);
+        assert!(enter(&admission, "10.0.0.1").is_ok());
+        for _ in 0..3 {
+            let mut local = admission.enter().expect("room");
+            assert_eq!(local.comes_from(ClientAddr::Unix { process: None }), Ok(()));
+            std::mem::forget(local);
+        }
+        assert_eq!(admission.counts().unauthenticated, 3);
+    }
+
+    #[test]
     fn an_ipv6_network_is_one_address() {
         let admission = admission(9, 9, 1);
-        let _first = admission.enter(ip("2001:db8::1")).expect("room");
-        assert!(admission.enter(ip("2001:db8::2")).is_err());
-        assert!(admission.enter(ip("2001:db8:0:1::1")).is_ok());
-        let _mapped = admission.enter(ip("::ffff:10.0.0.1")).expect("room");
-        assert!(admission.enter(ip("10.0.0.1")).is_err());
+        let _first = enter(&admission, "2001:db8::1").expect("room");
+        assert!(enter(&admission, "2001:db8::2").is_err());
+        assert!(enter(&admission, "2001:db8:0:1::1").is_ok());
+        let _mapped = enter(&admission, "::ffff:10.0.0.1").expect("room");
+        assert!(enter(&admission, "10.0.0.1").is_err());
     }
 }

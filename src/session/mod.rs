@@ -10,12 +10,10 @@ mod registry;
 mod stage;
 mod tunnel;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
-use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tracing::field::display;
@@ -28,23 +26,29 @@ use crate::auth::Authenticator;
 use crate::cluster::client::Peers;
 use crate::cluster::{self, Attach, Incoming};
 use crate::config::{Limits, Timeouts};
-use crate::ids::{ConnectionId, OfferId};
+use crate::ids::{ClientAddr, ConnectionId, OfferId};
 use crate::lifecycle::Lifecycle;
 use crate::observability::metrics::{ConnectionGauge, Stage, Step};
 use crate::observability::trace::{ConnectionTrace, Setup};
 use crate::observability::{EventKind, Telemetry};
 use crate::protocol::{Endpoint, Rules, ServerInfo};
 use crate::rendezvous::{Load, Offer, Rendezvous, Secret};
-use crate::transport::{AcceptError, Accepted, Leg, Refusal, Transport};
+use crate::transport::{AcceptError, Accepted, Leg, Refusal, Socket, Transport};
 
 /// Connections that are told at once that there is no room. More are dropped without a word, as
 /// telling them costs a TLS handshake each.
 const REFUSALS_AT_ONCE: usize = 64;
 
-/// What all sessions of a node share.
-pub struct Shared {
+/// Where a node listens for endpoints, as far as the sessions of those who come there must know.
+pub struct Listener {
     /// How connections become legs.
     pub transport: Arc<dyn Transport>,
+    /// Only programs on this machine can come here: it is on a loopback address, or a unix socket.
+    pub is_local: bool,
+}
+
+/// What all sessions of a node share.
+pub struct Shared {
     /// Who decides about tokens.
     pub authenticator: Arc<dyn Authenticator>,
     /// Where endpoints find each other.
@@ -68,7 +72,6 @@ pub struct Shared {
 impl Shared {
     /// Nobody is connected yet.
     pub fn new(
-        transport: Arc<dyn Transport>,
         authenticator: Arc<dyn Authenticator>,
         rendezvous: Arc<dyn Rendezvous>,
         peers: Option<Arc<Peers>>,
@@ -77,7 +80,6 @@ impl Shared {
         (timeouts, limits): (Timeouts, Limits),
     ) -> Self {
         Self {
-            transport,
             authenticator,
             rendezvous,
             peers,
@@ -129,7 +131,7 @@ impl Shared {
 /// A connection with all that belongs to it. Dropping it gives everything back.
 pub(crate) struct Party {
     id: ConnectionId,
-    client_addr: SocketAddr,
+    client_addr: ClientAddr,
     leg: Box<dyn Leg>,
     endpoint: Endpoint,
     ticket: Ticket,
@@ -141,55 +143,72 @@ pub(crate) struct Party {
     waited: Duration,
 }
 
-/// Serves one accepted connection until it is over.
-pub async fn serve(tcp: TcpStream, client_addr: SocketAddr, shared: Arc<Shared>) {
+/// Serves one accepted connection until it is over. `peer` is at the other end of its socket.
+pub async fn serve(socket: Socket, peer: ClientAddr, listener: Arc<Listener>, shared: Arc<Shared>) {
     let id = ConnectionId::next();
     // At the highest level, so that lines of any level say where they belong.
     let span = error_span!(
         "connection",
         %id,
-        %client_addr,
+        client_addr = field::Empty,
+        proxy_addr = field::Empty,
         trace_id = field::Empty,
         tunnel = field::Empty,
         tunnel_trace_id = field::Empty,
     );
+    let client = listener.transport.client_of(peer);
+    span.record(if client.is_some() { "client_addr" } else { "proxy_addr" }, display(peer));
     async {
-        let entered = if shared.lifecycle.is_draining() {
-            Err(Refusal::Draining)
-        } else {
-            shared.admission.enter(client_addr.ip())
-        };
-        match entered {
+        match enter(client, &shared) {
             Ok(ticket) => {
                 // In a box of its own: its memory is free again when the tunnel stands.
-                let accepted = accept((id, client_addr), &shared, tcp, ticket).boxed().await;
-                if let Some(party) = accepted {
+                let accepting = accept((id, peer), &listener, &shared, socket, ticket);
+                if let Some(party) = accepting.boxed().await {
                     run(party, &shared).await;
                 }
             }
-            Err(refusal) => refuse(&shared, tcp, refusal).await,
+            Err(refusal) => refuse(&listener, &shared, (socket, peer), refusal).await,
         }
     }
     .instrument(span)
     .await;
 }
 
+/// Lets a connection in, if there is room for it. A client that is not known yet is counted later.
+fn enter(client: Option<ClientAddr>, shared: &Shared) -> Result<Ticket, Refusal> {
+    if shared.lifecycle.is_draining() {
+        return Err(Refusal::Draining);
+    }
+    let mut ticket = shared.admission.enter()?;
+    client.map_or(Ok(()), |client| ticket.comes_from(client))?;
+    Ok(ticket)
+}
+
 async fn accept(
-    (id, client_addr): (ConnectionId, SocketAddr),
+    (id, peer): (ConnectionId, ClientAddr),
+    listener: &Listener,
     shared: &Shared,
-    tcp: TcpStream,
-    ticket: Ticket,
+    socket: Socket,
+    mut ticket: Ticket,
 ) -> Option<Box<Party>> {
     let Telemetry { metrics, tracer, .. } = &shared.telemetry;
-    let mut gauge = metrics.connection(shared.transport.label());
+    let transport = listener.transport.label();
+    let mut gauge = metrics.connection(transport);
     let began = Instant::now();
-    match timeout(shared.timeouts.handshake, shared.transport.accept(tcp, None)).await {
-        Ok(Ok(Accepted { leg, trace_parent, tls })) => {
-            let trace = tracer.upgraded((id, client_addr), trace_parent, began, tls);
+    let mut admit = |client| {
+        if listener.transport.client_of(peer).is_none() {
+            Span::current().record("client_addr", display(client));
+        }
+        ticket.comes_from(client).inspect_err(|refusal| note_refusal(*refusal, shared))
+    };
+    let accepted = listener.transport.accept(socket, peer, &mut admit);
+    match timeout(shared.timeouts.handshake, accepted).await {
+        Ok(Ok(Accepted { leg, client_addr, trace_parent, tls })) => {
+            let trace = tracer.upgraded((id, client_addr), transport, trace_parent, began, tls);
             if let Some(place) = trace.place() {
                 Span::current().record("trace_id", display(place.trace_id()));
             }
-            debug!("connected");
+            debug!(%client_addr, "connected");
             metrics.step(Step::Handshake, began.elapsed());
             gauge.enter(Stage::Greeting);
             let server = Arc::clone(&shared.server);
@@ -207,6 +226,8 @@ async fn accept(
                 waited,
             }))
         }
+        // That has been told.
+        Ok(Err(AcceptError::Refused(_))) => None,
         Ok(Err(error)) => {
             debug!(error = %error_chain(&error), "handshake failed");
             metrics.handshake_failed(error.label());
@@ -220,18 +241,28 @@ async fn accept(
     }
 }
 
-async fn refuse(shared: &Shared, tcp: TcpStream, refusal: Refusal) {
-    info!(reason = %refusal, "connection refused");
-    let Telemetry { metrics, journal, .. } = &shared.telemetry;
-    metrics.connection_refused(refusal.label());
-    journal.note(EventKind::Refused, format!("connection refused: {refusal}"));
+async fn refuse(
+    listener: &Listener,
+    shared: &Shared,
+    (socket, peer): (Socket, ClientAddr),
+    refusal: Refusal,
+) {
+    note_refusal(refusal, shared);
     if let Ok(_place) = shared.refusals.try_acquire() {
-        let refused = shared.transport.accept(tcp, Some(refusal));
+        let mut admit = |_| Err(refusal);
+        let refused = listener.transport.accept(socket, peer, &mut admit);
         match timeout(shared.timeouts.handshake, refused).await {
             Ok(Err(AcceptError::Refused(_)) | Ok(_)) | Err(_) => {}
             Ok(Err(error)) => debug!(error = %error_chain(&error), "could not say so"),
         }
     }
+}
+
+fn note_refusal(refusal: Refusal, shared: &Shared) {
+    info!(reason = %refusal, "connection refused");
+    let Telemetry { metrics, journal, .. } = &shared.telemetry;
+    metrics.connection_refused(refusal.label());
+    journal.note(EventKind::Refused, format!("connection refused: {refusal}"));
 }
 
 /// Negotiates and relays. A partner that came just as this endpoint left is served on.

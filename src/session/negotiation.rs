@@ -135,7 +135,9 @@ pub(super) async fn negotiate(mut party: Box<Party>, shared: &Arc<Shared>) -> Ou
             Event::Ended(End::Fault(close)) => {
                 return over(party, stage, Some(close), shared).await;
             }
-            Event::Ended(End::Left | End::Failed) => return over(party, stage, None, shared).await,
+            Event::Ended(End::Left | End::Finished | End::Failed) => {
+                return over(party, stage, None, shared).await;
+            }
             Event::Ended(End::Lost(error)) => {
                 debug!(%error, "connection lost");
                 shared.telemetry.metrics.connection_closed("lost");

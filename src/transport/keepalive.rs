@@ -26,6 +26,8 @@ pub(super) struct Keepalive {
     caught_up: bool,
     blocked_since: Option<Instant>,
     unanswered: u32,
+    /// By when it must be heard of, as somebody wants to know whether it is alive.
+    probed_until: Option<Instant>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -40,13 +42,32 @@ impl Keepalive {
         // Jitter, so that connections opened together are not pinged together forever.
         let next_tick = now + patience.ping_interval.mul_f64(rand::random_range(0.5..1.0));
         let heard = true;
-        Self { patience, next_tick, heard, caught_up: false, blocked_since: None, unanswered: 0 }
+        Self {
+            patience,
+            next_tick,
+            heard,
+            caught_up: false,
+            blocked_since: None,
+            unanswered: 0,
+            probed_until: None,
+        }
     }
 
     /// Something came in.
     pub(super) fn heard(&mut self) {
         self.heard = true;
         self.caught_up = false;
+        self.probed_until = None;
+    }
+
+    /// Something must be heard until then, and the caller is to ping for it; false if that would
+    /// tell nothing, as data waits in front of the ping.
+    pub(super) fn probe(&mut self, until: Instant) -> bool {
+        let tells = self.blocked_since.is_none();
+        if tells {
+            self.probed_until.get_or_insert(until);
+        }
+        tells
     }
 
     /// All that came in has been read.
@@ -65,15 +86,21 @@ impl Keepalive {
 
     /// When [`Keepalive::tick`] is due.
     pub(super) fn deadline(&self) -> Instant {
-        match self.blocked_since {
-            Some(since) => self.next_tick.min(since + self.patience.stalled),
-            None => self.next_tick,
-        }
+        let stalled_at = self.blocked_since.map(|since| since + self.patience.stalled);
+        let others = [stalled_at, self.probed_until].into_iter().flatten();
+        others.fold(self.next_tick, Instant::min)
     }
 
     pub(super) fn tick(&mut self, now: Instant) -> Tick {
         if self.blocked_since.is_some_and(|since| now >= since + self.patience.stalled) {
             return Tick::GiveUp(Close::Stalled);
+        }
+        if self.probed_until.is_some_and(|until| now >= until) {
+            self.probed_until = None;
+            // What is not read is not heard.
+            if self.blocked_since.is_none() && self.caught_up {
+                return Tick::GiveUp(Close::Unresponsive);
+            }
         }
         if now < self.next_tick {
             return Tick::Nothing;
@@ -149,6 +176,25 @@ mod tests {
             }
         }
         assert!(pings >= 5, "{pings}");
+    }
+
+    #[test]
+    fn a_probe_ends_a_silent_endpoint_in_time() {
+        let start = Instant::now();
+        let within = Duration::from_secs(3);
+        let mut keepalive = Keepalive::new(PATIENCE, start);
+        keepalive.caught_up();
+        assert!(keepalive.probe(start + within));
+        let ticks = ticks(&mut keepalive, start, Duration::from_secs(200));
+        assert_eq!(ticks, [(within, Tick::GiveUp(Close::Unresponsive))]);
+
+        let mut keepalive = Keepalive::new(PATIENCE, start);
+        assert!(keepalive.probe(start + within));
+        keepalive.heard();
+        keepalive.caught_up();
+        assert_eq!(keepalive.tick(start + within), Tick::Nothing);
+        keepalive.set_blocked(true, || start);
+        assert!(!keepalive.probe(start + within));
     }
 
     #[test]

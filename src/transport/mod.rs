@@ -1,28 +1,30 @@
-//! How endpoints are reached: a [`Transport`] turns an accepted TCP connection into a [`Leg`],
-//! and nothing above it knows which kind of transport that was.
+//! How endpoints are reached: a [`Transport`] turns an accepted connection into a [`Leg`], and
+//! nothing above it knows which kind of transport that was.
 //!
 //! Here are the two traits. `wire` moves bytes, with TLS or without; [`websocket`] makes frames of
-//! them and is the one transport there is. [`proxy_protocol`] reads what a load balancer says of a
-//! client; no listener asks for it yet.
+//! them, and [`stream`] (TCP, TLS, unix sockets) leaves them as they are. [`proxy_protocol`] reads
+//! what a load balancer says of a client; no listener asks for it yet.
 //! Protocol messages and pairing are not known here.
 
 mod keepalive;
 pub mod proxy_protocol;
+pub mod stream;
 pub mod tls;
 pub mod websocket;
 mod wire;
 
 use std::io;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use thiserror::Error;
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 
 use crate::protocol::{Chunk, Close};
 use crate::trace_parent::TraceParent;
 
+pub use crate::ids::ClientAddr;
 pub use keepalive::Patience;
 
 /// One end of a tunnel, as the relay sees it: chunks out, chunks in, and an end.
@@ -49,6 +51,18 @@ pub trait Leg: Send {
     /// Messages larger than this many bytes end the connection from now on.
     fn set_message_limit(&mut self, bytes: usize);
 
+    /// Says that nothing more will be sent, behind all data that was taken, while data still comes
+    /// in; [`Leg::poll_flush`] sees to it. False if the leg cannot say so without ending both
+    /// directions, as a WebSocket cannot: then it is to be closed.
+    fn send_end(&mut self, _cx: &mut Context<'_>) -> bool {
+        false
+    }
+
+    /// Asks the endpoint for a sign of life and gives it up ([`Leg::poll_health`], or
+    /// [`End::Lost`]) if none comes within about this time. Legs that notice a loss at once need
+    /// not do anything.
+    fn probe(&mut self, _cx: &mut Context<'_>, _within: Duration) {}
+
     /// Says goodbye behind all data that was taken. No effect if the endpoint has done so already.
     fn send_close(&mut self, cx: &mut Context<'_>, close: Close);
 
@@ -64,6 +78,9 @@ pub trait Leg: Send {
 pub enum End {
     /// The endpoint said goodbye.
     Left,
+    /// The endpoint sends nothing more, but still takes data: byte streams can end by halves.
+    /// [`Leg::poll_recv`] has nothing more to say from now on, all else goes on.
+    Finished,
     /// The endpoint said goodbye because something went wrong over there: what it sent must not be
     /// taken for complete.
     Failed,
@@ -77,21 +94,43 @@ pub enum End {
 pub struct Accepted {
     /// The leg.
     pub leg: Box<dyn Leg>,
+    /// Whose it is.
+    pub client_addr: ClientAddr,
     /// What its client said of its trace.
     pub trace_parent: Option<TraceParent>,
     /// The version of TLS, as in `1.3`, and when its handshake was done.
     pub tls: Option<(&'static str, Instant)>,
 }
 
-/// Turns accepted TCP connections into legs. One value serves all connections of a listener.
+/// A connection as a listener gets it.
+#[derive(Debug)]
+pub enum Socket {
+    /// Over TCP.
+    Tcp(TcpStream),
+    /// Over a unix socket.
+    Unix(UnixStream),
+}
+
+/// Says whether there is room for this client. A transport asks as soon as it knows whose a
+/// connection is, and once.
+pub type Admit<'a> = dyn FnMut(ClientAddr) -> Result<(), Refusal> + Send + 'a;
+
+/// Turns accepted connections into legs. One value serves all connections of a listener.
 pub trait Transport: Send + Sync {
-    /// Does everything up to the first message. `refusal` is an answer for a connection that there
-    /// is no room for; it still gets to hear so, if the transport can say it.
-    fn accept(
-        &self,
-        tcp: TcpStream,
-        refusal: Option<Refusal>,
-    ) -> BoxFuture<'_, Result<Accepted, AcceptError>>;
+    /// Does everything up to the first message, on a connection that comes from `peer`. A client
+    /// that `admit` refuses still gets to hear so, if the transport can say it.
+    fn accept<'a>(
+        &'a self,
+        socket: Socket,
+        peer: ClientAddr,
+        admit: &'a mut Admit<'_>,
+    ) -> BoxFuture<'a, Result<Accepted, AcceptError>>;
+
+    /// Whose a connection from `peer` is, if that is known before anything is read: it is not where
+    /// `peer` is a proxy that says it.
+    fn client_of(&self, peer: ClientAddr) -> Option<ClientAddr> {
+        Some(peer)
+    }
 
     /// How this kind of transport is called in metrics.
     fn label(&self) -> &'static str;
@@ -132,8 +171,8 @@ pub enum AcceptError {
     /// The TLS handshake failed.
     #[error("TLS handshake failed")]
     Tls(#[source] io::Error),
-    /// The connection broke, or ended, before the upgrade was done.
-    #[error("connection ended before the upgrade was done")]
+    /// The connection broke, or ended, before it was ready.
+    #[error("the connection ended before it was ready")]
     Io(#[source] io::Error),
     /// It was no WebSocket upgrade; the client got this HTTP status.
     #[error("no WebSocket upgrade (answered {status}): {why}")]

@@ -4,7 +4,7 @@
 //! ```text
 //! connection                 each connection's own trace, or its client's
 //! ├ tls handshake
-//! ├ websocket upgrade
+//! ├ websocket upgrade        (on WebSocket)
 //! └ authenticate
 //!
 //! tunnel setup               the tunnel's trace; links: both connections
@@ -17,17 +17,19 @@
 //! └ tunnel                   from then to the end, on each node; link: tunnel setup
 //! ```
 
-use std::net::SocketAddr;
 use std::time::Instant;
 
 use opentelemetry::KeyValue;
 use opentelemetry::trace::SpanKind;
 
 use super::{Span, Tracer};
-use crate::ids::{ConnectionId, OfferId};
+use crate::ids::{ClientAddr, ConnectionId, OfferId};
 use crate::observability::{Kind, TunnelRecord};
 use crate::protocol::Close;
 use crate::trace_parent::TraceParent;
+
+/// How that transport calls itself.
+const WEB_SOCKET: &str = "websocket";
 
 /// A connection from its first byte until it has a tunnel or ends.
 pub struct ConnectionTrace {
@@ -36,7 +38,8 @@ pub struct ConnectionTrace {
     client: Option<TraceParent>,
     began: Instant,
     id: ConnectionId,
-    client_addr: SocketAddr,
+    client_addr: ClientAddr,
+    transport: &'static str,
     tls: Option<&'static str>,
     told: bool,
 }
@@ -57,10 +60,11 @@ pub enum Ended {
 }
 
 impl Tracer {
-    /// A connection whose upgrade is done. `secured_at` is when TLS was.
+    /// A connection that can be talked to, over this `transport`. `secured_at` is when TLS was done.
     pub fn upgraded(
         &self,
-        (id, client_addr): (ConnectionId, SocketAddr),
+        (id, client_addr): (ConnectionId, ClientAddr),
+        transport: &'static str,
         client: Option<TraceParent>,
         began: Instant,
         tls: Option<(&'static str, Instant)>,
@@ -72,6 +76,7 @@ impl Tracer {
             began,
             id,
             client_addr,
+            transport,
             tls: tls.map(|(version, _)| version),
             told: false,
         };
@@ -79,8 +84,10 @@ impl Tracer {
         if let Some((_, secured_at)) = tls {
             trace.step("tls handshake", (began, secured_at), Vec::new(), None);
         }
-        let from = tls.map_or(began, |(_, secured_at)| secured_at);
-        trace.step("websocket upgrade", (from, now), Vec::new(), None);
+        if transport == WEB_SOCKET {
+            let from = tls.map_or(began, |(_, secured_at)| secured_at);
+            trace.step("websocket upgrade", (from, now), Vec::new(), None);
+        }
         trace
     }
 
@@ -178,13 +185,18 @@ impl ConnectionTrace {
     /// It has a tunnel, or is over.
     pub fn ends(&mut self, ended: Ended) {
         let Some(me) = self.me.filter(|_| !std::mem::replace(&mut self.told, true)) else { return };
-        let mut facts = vec![
-            KeyValue::new("network.transport", "tcp"),
-            KeyValue::new("network.protocol.name", "websocket"),
-            KeyValue::new("network.peer.address", self.client_addr.ip().to_canonical().to_string()),
-            KeyValue::new("network.peer.port", i64::from(self.client_addr.port())),
-            KeyValue::new("nymea.connection.id", self.id.to_string()),
-        ];
+        let mut facts = vec![KeyValue::new("nymea.connection.id", self.id.to_string())];
+        match self.client_addr {
+            ClientAddr::Ip(address) => facts.extend([
+                KeyValue::new("network.transport", "tcp"),
+                KeyValue::new("network.peer.address", address.ip().to_canonical().to_string()),
+                KeyValue::new("network.peer.port", i64::from(address.port())),
+            ]),
+            ClientAddr::Unix { .. } => facts.push(KeyValue::new("network.transport", "unix")),
+        }
+        if self.transport == WEB_SOCKET {
+            facts.push(KeyValue::new("network.protocol.name", "websocket"));
+        }
         if let Some(version) = self.tls {
             facts.push(KeyValue::new("tls.protocol.name", "tls"));
             facts.push(KeyValue::new("tls.protocol.version", version));

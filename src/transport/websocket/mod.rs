@@ -12,14 +12,13 @@ use std::time::Instant;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use rustls::ServerConfig;
-use tokio::net::TcpStream;
 
 use self::leg::WebSocketLeg;
 use self::upgrade::Upgraded;
 use super::keepalive::Keepalive;
 use super::tls::ServerTls;
-use super::wire::{Plain, Secure, Wire};
-use super::{AcceptError, Accepted, Patience, Refusal, Transport};
+use super::wire::{Line, Plain, Secure, Wire};
+use super::{AcceptError, Accepted, Admit, ClientAddr, Patience, Socket, Transport};
 
 /// Secure or plain WebSocket.
 pub struct WebSocketTransport {
@@ -37,32 +36,49 @@ impl WebSocketTransport {
         &self,
         mut wire: W,
         tls: Option<(&'static str, Instant)>,
-        refusal: Option<Refusal>,
+        client_addr: ClientAddr,
+        admit: &mut Admit<'_>,
     ) -> Result<Accepted, AcceptError> {
+        let refusal = admit(client_addr).err();
         let Upgraded { rest, trace_parent } = upgrade::upgrade(&mut wire, refusal).await?;
         let keepalive = Keepalive::new(self.patience, Instant::now());
         let leg = Box::new(WebSocketLeg::new(wire, rest, keepalive));
-        Ok(Accepted { leg, trace_parent, tls })
+        Ok(Accepted { leg, client_addr, trace_parent, tls })
+    }
+
+    async fn secured<S: Line + 'static>(
+        &self,
+        line: S,
+        client_addr: ClientAddr,
+        admit: &mut Admit<'_>,
+    ) -> Result<Accepted, AcceptError> {
+        match &self.tls {
+            Some(config) => {
+                let secure = Secure::accept(line, Arc::clone(config));
+                let secure = secure.await.map_err(AcceptError::Tls)?;
+                let tls = (secure.version(), Instant::now());
+                self.upgrade(secure, Some(tls), client_addr, admit).await
+            }
+            None => self.upgrade(Plain::new(line), None, client_addr, admit).await,
+        }
     }
 }
 
 impl Transport for WebSocketTransport {
-    fn accept(
-        &self,
-        tcp: TcpStream,
-        refusal: Option<Refusal>,
-    ) -> BoxFuture<'_, Result<Accepted, AcceptError>> {
+    fn accept<'a>(
+        &'a self,
+        socket: Socket,
+        peer: ClientAddr,
+        admit: &'a mut Admit<'_>,
+    ) -> BoxFuture<'a, Result<Accepted, AcceptError>> {
         async move {
-            // Small messages must not wait for the acknowledgement of those before them.
-            tcp.set_nodelay(true).map_err(AcceptError::Io)?;
-            match &self.tls {
-                Some(config) => {
-                    let secure = Secure::accept(tcp, Arc::clone(config));
-                    let secure = secure.await.map_err(AcceptError::Tls)?;
-                    let tls = (secure.version(), Instant::now());
-                    self.upgrade(secure, Some(tls), refusal).await
+            match socket {
+                Socket::Tcp(tcp) => {
+                    // Small messages must not wait for the acknowledgement of those before them.
+                    tcp.set_nodelay(true).map_err(AcceptError::Io)?;
+                    self.secured(tcp, peer, admit).await
                 }
-                None => self.upgrade(Plain::new(tcp), None, refusal).await,
+                Socket::Unix(unix) => self.secured(unix, peer, admit).await,
             }
         }
         .boxed()

@@ -10,8 +10,12 @@ mod secure;
 
 use std::io;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::BytesMut;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
 
 pub(super) use self::plain::Plain;
 pub(super) use self::secure::Secure;
@@ -36,6 +40,76 @@ pub(super) trait Wire: Send {
     /// Ready when everything staged has been written.
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 
-    /// Ends the connection in order, behind what is staged.
+    /// Ends this direction in order, behind what is staged.
     fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+
+    /// Ends this direction behind what is staged, so that it does not look complete where that can
+    /// be told: TLS does not say goodbye.
+    fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_shutdown(cx)
+    }
+
+    /// Has the system ask for signs of life and give the connection up without them.
+    fn watch(&self, watch: Watch);
+}
+
+/// How the system watches over a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Watch {
+    /// Silent for this long, and as often from then on, the other end is asked for a sign of life.
+    pub(super) every: Duration,
+    /// Without any for this long, the connection is given up; `None`: not for data that waits.
+    pub(super) give_up: Option<Duration>,
+}
+
+/// Questions without an answer that end a connection if its [`Watch`] sets no time.
+const QUESTIONS: u32 = 3;
+/// The system counts the time between questions in seconds.
+const SHORTEST: Duration = Duration::from_secs(1);
+
+/// What a wire is laid over.
+pub(super) trait Line: AsyncRead + AsyncWrite + Send + Unpin {
+    /// See [`Wire::watch`]. Nothing to do where a loss is always noticed.
+    fn watch(&self, _watch: Watch) {}
+}
+
+impl Line for TcpStream {
+    fn watch(&self, watch: Watch) {
+        let socket = SockRef::from(self);
+        let every = watch.every.max(SHORTEST);
+        let keepalive =
+            TcpKeepalive::new().with_time(every).with_interval(every).with_retries(QUESTIONS);
+        // A connection that cannot be watched works all the same; other limits bound it.
+        let _kept = socket.set_tcp_keepalive(&keepalive);
+        let _bound = socket.set_tcp_user_timeout(watch.give_up);
+    }
+}
+
+impl Line for UnixStream {}
+
+#[cfg(test)]
+impl Line for tokio::io::DuplexStream {}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_system_is_told_how_to_watch() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let tcp = TcpStream::connect(address).await.expect("a connection");
+        let give_up = Some(Duration::from_millis(1500));
+        tcp.watch(Watch { every: Duration::from_millis(500), give_up });
+        let socket = SockRef::from(&tcp);
+        assert!(socket.keepalive().expect("told"));
+        assert_eq!(socket.tcp_keepalive_time().expect("told"), SHORTEST);
+        assert_eq!(socket.tcp_keepalive_interval().expect("told"), SHORTEST);
+        assert_eq!(socket.tcp_user_timeout().expect("told"), give_up);
+        tcp.watch(Watch { every: Duration::from_secs(20), give_up: None });
+        assert_eq!(socket.tcp_keepalive_time().expect("told"), Duration::from_secs(20));
+        assert_eq!(socket.tcp_user_timeout().expect("told"), None);
+    }
 }

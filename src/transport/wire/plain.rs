@@ -5,11 +5,11 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::BytesMut;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::AsyncWrite;
 use tokio_util::io::poll_read_buf;
 
 use super::blocks::{Purpose, Queue, reserve};
-use super::{FILL, Wire};
+use super::{FILL, Line, Watch, Wire};
 
 /// See the module.
 pub(in crate::transport) struct Plain<S> {
@@ -23,7 +23,7 @@ impl<S> Plain<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Send + Unpin> Wire for Plain<S> {
+impl<S: Line> Wire for Plain<S> {
     fn poll_fill(&mut self, cx: &mut Context<'_>, inbox: &mut BytesMut) -> Poll<io::Result<usize>> {
         reserve(inbox, FILL.saturating_sub(inbox.len()).max(1));
         poll_read_buf(Pin::new(&mut self.io), cx, inbox)
@@ -45,6 +45,10 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Wire for Plain<S> {
     fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_drain(cx))?;
         Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+
+    fn watch(&self, watch: Watch) {
+        self.io.watch(watch);
     }
 }
 

@@ -16,11 +16,11 @@ use rustls::unbuffered::{
     ConnectionState, EncodeError, EncryptError, InsufficientSizeError, UnbufferedStatus,
 };
 use rustls::{ProtocolVersion, ServerConfig};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::ReadBuf;
 
 use super::blocks::{Purpose, Queue, reserve};
 use super::plain::poll_write_all;
-use super::{FILL, Wire};
+use super::{FILL, Line, Watch, Wire};
 
 /// The most plaintext in a record (RFC 8446, section 5.1).
 const RECORD: usize = 16 * 1024;
@@ -46,7 +46,7 @@ pub(in crate::transport) struct Secure<S> {
     failed: Option<rustls::Error>,
 }
 
-impl<S: AsyncRead + AsyncWrite + Send + Unpin> Secure<S> {
+impl<S: Line> Secure<S> {
     /// Does the handshake on a new connection.
     pub(in crate::transport) async fn accept(io: S, config: Arc<ServerConfig>) -> io::Result<Self> {
         let tls = UnbufferedServerConnection::new(config).map_err(io::Error::other)?;
@@ -223,7 +223,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Secure<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Send + Unpin> Wire for Secure<S> {
+impl<S: Line> Wire for Secure<S> {
     fn poll_fill(&mut self, cx: &mut Context<'_>, inbox: &mut BytesMut) -> Poll<io::Result<usize>> {
         if !self.early.is_empty() {
             reserve(inbox, self.early.len());
@@ -284,6 +284,16 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Wire for Secure<S> {
         // Also what has been staged before TLS broke: the alert is in it.
         ready!(poll_write_all(&mut self.io, cx, &mut self.outgoing))?;
         Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+
+    fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.seal_record();
+        ready!(poll_write_all(&mut self.io, cx, &mut self.outgoing))?;
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+
+    fn watch(&self, watch: Watch) {
+        self.io.watch(watch);
     }
 }
 

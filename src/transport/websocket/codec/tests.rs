@@ -58,7 +58,7 @@ fn ours(bytes: &[u8], piece: usize) -> Outcome {
                     }
                     match kind {
                         Kind::Text => Seen::Text(message),
-                        Kind::Binary => Seen::Binary(message),
+                        Kind::Binary | Kind::Stream => Seen::Binary(message),
                     }
                 }
                 Ok(Some(Event::Ping(payload))) => Seen::Ping(payload.to_vec()),

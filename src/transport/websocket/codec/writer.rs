@@ -32,7 +32,7 @@ impl Writer {
         let opcode = match (self.within_message, chunk.kind) {
             (true, _) => Opcode::Continuation,
             (false, Kind::Text) => Opcode::Text,
-            (false, Kind::Binary) => Opcode::Binary,
+            (false, Kind::Binary | Kind::Stream) => Opcode::Binary,
         };
         self.within_message = !chunk.last;
         header(opcode, chunk.last, chunk.data.len())

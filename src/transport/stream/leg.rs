@@ -1,0 +1,240 @@
+//! A stream of bytes as a [`Leg`].
+//!
+//! One task owns both directions. As with WebSocket, buffers are there only while there is
+//! something in them.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use futures_util::FutureExt;
+use tokio::time::{Sleep, sleep_until};
+
+use crate::protocol::{Chunk, Close};
+use crate::transport::wire::blocks::give_back;
+use crate::transport::wire::{STAGE, Watch, Wire};
+use crate::transport::{End, Leg, Patience};
+
+/// Reads that are thrown away in one go; other tasks of this thread get their turn behind them.
+const READS_PER_POLL: usize = 64;
+/// Intervals of the keepalive without any sign of life that end a connection.
+const INTERVALS: u32 = 3;
+
+/// The server's end of a byte stream.
+pub(super) struct StreamLeg<W> {
+    wire: W,
+    inbox: BytesMut,
+    /// The other end has finished.
+    heard_end: bool,
+    sending: Sending,
+    patience: Patience,
+    /// Since when the other end takes no data, and what wakes us up for that.
+    blocked: Option<Instant>,
+    timer: Option<Pin<Box<Sleep>>>,
+    /// The system does not give up for data that waits: the deadline of `blocked` does.
+    lenient: bool,
+    /// Until when signs of life are wanted sooner than usual.
+    probed: Option<Instant>,
+}
+
+/// What becomes of the direction to the other end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sending {
+    Open,
+    /// Ends in order behind what is staged.
+    Finish,
+    /// Ends behind what is staged, and not in order.
+    Cut,
+}
+
+impl<W: Wire> StreamLeg<W> {
+    pub(super) fn new(wire: W, patience: Patience) -> Self {
+        let leg = Self {
+            wire,
+            inbox: BytesMut::new(),
+            heard_end: false,
+            sending: Sending::Open,
+            patience,
+            blocked: None,
+            timer: None,
+            lenient: false,
+            probed: None,
+        };
+        leg.watch();
+        leg
+    }
+
+    /// Tells the system how long to wait for signs of life.
+    fn watch(&self) {
+        let every = self.patience.ping_interval;
+        let give_up = (!self.lenient).then_some(every * INTERVALS);
+        self.wire.watch(Watch { every, give_up });
+    }
+
+    /// Writes what is staged.
+    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+        let before = self.wire.staged();
+        let drained = self.wire.poll_drain(cx);
+        if drained.is_ready() || self.wire.staged() < before {
+            self.blocked = None;
+            if std::mem::replace(&mut self.lenient, false) {
+                self.watch();
+            }
+        }
+        if drained.is_pending() && self.blocked.is_none() {
+            let now = Instant::now();
+            self.blocked = Some(now);
+            self.wake_at(cx, now + self.patience.ping_interval.min(self.patience.stalled));
+        }
+        drained.map_err(End::Lost)
+    }
+
+    /// Has [`Leg::poll_health`] called at this time at the latest.
+    fn wake_at(&mut self, cx: &mut Context<'_>, due: Instant) {
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(due.into())));
+        if timer.is_elapsed() || timer.deadline() > due.into() {
+            timer.as_mut().reset(due.into());
+        }
+        if timer.poll_unpin(cx).is_ready() {
+            cx.waker().wake_by_ref();
+        }
+    }
+
+    /// What there is to do at this time, and when there is more.
+    fn tick(&mut self, now: Instant) -> Result<Option<Instant>, Close> {
+        if self.probed.is_some_and(|until| now >= until) {
+            self.probed = None;
+            self.watch();
+        }
+        let blocked_until = match self.blocked {
+            Some(since) if now >= since + self.patience.stalled => return Err(Close::Stalled),
+            // A live endpoint that takes no data for long looks to the system like a dead one.
+            Some(since) if now >= since + self.patience.ping_interval => {
+                if !std::mem::replace(&mut self.lenient, true) {
+                    self.watch();
+                }
+                Some(since + self.patience.stalled)
+            }
+            Some(since) => Some(since + self.patience.ping_interval.min(self.patience.stalled)),
+            None => None,
+        };
+        Ok([self.probed, blocked_until].into_iter().flatten().min())
+    }
+}
+
+impl<W: Wire> Leg for StreamLeg<W> {
+    fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Chunk, End>> {
+        if self.heard_end {
+            return Poll::Ready(Err(End::Finished));
+        }
+        let filled = self.wire.poll_fill(cx, &mut self.inbox);
+        give_back(&mut self.inbox);
+        Poll::Ready(match ready!(filled) {
+            Ok(0) => {
+                self.heard_end = true;
+                Err(End::Finished)
+            }
+            Ok(_) => Ok(Chunk::stream(self.inbox.split().freeze())),
+            Err(error) => Err(End::Lost(error)),
+        })
+    }
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+        if self.wire.staged() < STAGE { Poll::Ready(Ok(())) } else { self.poll_drain(cx) }
+    }
+
+    fn send(&mut self, cx: &mut Context<'_>, chunk: Chunk) -> Result<(), End> {
+        if self.sending != Sending::Open {
+            return Err(End::Left);
+        }
+        self.wire.stage(&chunk.data);
+        if self.wire.staged() >= STAGE
+            && let Poll::Ready(drained) = self.poll_drain(cx)
+        {
+            return drained;
+        }
+        Ok(())
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+        ready!(self.poll_drain(cx))?;
+        match self.sending {
+            Sending::Open => Poll::Ready(Ok(())),
+            Sending::Finish => self.wire.poll_shutdown(cx).map_err(End::Lost),
+            Sending::Cut => self.wire.poll_cut(cx).map_err(End::Lost),
+        }
+    }
+
+    fn poll_health(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        loop {
+            let Some(timer) = &mut self.timer else { return Poll::Pending };
+            // Left to ring for nothing: resetting it for each write would cost more.
+            ready!(timer.poll_unpin(cx));
+            match self.tick(Instant::now()) {
+                Err(close) => return Poll::Ready(End::Fault(close)),
+                Ok(None) => self.timer = None,
+                Ok(Some(due)) => {
+                    if let Some(timer) = &mut self.timer {
+                        timer.as_mut().reset(due.into());
+                    }
+                }
+            }
+        }
+    }
+
+    fn set_message_limit(&mut self, _bytes: usize) {
+        // There are no messages.
+    }
+
+    fn send_end(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.sending == Sending::Open {
+            self.sending = Sending::Finish;
+            // Whether it goes out shows when the leg is flushed.
+            let _shows_later = self.poll_flush(cx);
+        }
+        true
+    }
+
+    fn probe(&mut self, cx: &mut Context<'_>, within: Duration) {
+        // What waits for a slow reader tells nothing: then the deadline of `blocked` holds.
+        if self.blocked.is_some() {
+            return;
+        }
+        self.wire.watch(Watch { every: within / INTERVALS, give_up: Some(within) });
+        let until = Instant::now() + 2 * within;
+        self.probed = Some(until);
+        self.wake_at(cx, until);
+    }
+
+    fn send_close(&mut self, cx: &mut Context<'_>, close: Close) {
+        if self.sending == Sending::Open {
+            // Where somebody is lost or goes away, what has been sent is not complete.
+            let in_order = !matches!(close.code(), 1001 | 1011);
+            self.sending = if in_order { Sending::Finish } else { Sending::Cut };
+            let _shows_later = self.poll_flush(cx);
+        }
+    }
+
+    fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        for _ in 0..READS_PER_POLL {
+            if ready!(self.poll_recv(cx)).is_err() {
+                return Poll::Ready(());
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let ended = match self.sending {
+            Sending::Cut => self.wire.poll_cut(cx),
+            Sending::Open | Sending::Finish => self.wire.poll_shutdown(cx),
+        };
+        ended.map(|_gone_anyway| ())
+    }
+}
+
+#[cfg(test)]
+#[path = "leg_tests.rs"]
+mod tests;
