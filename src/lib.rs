@@ -29,6 +29,7 @@ pub mod relay;
 pub mod session;
 
 pub mod admin;
+pub mod monitor;
 pub mod node;
 
 pub mod client;

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::Admin;
-use super::model::{Happened, Member, NodeState, Tunnel, sums};
+use super::model::{Happened, Member, NodeState, Tunnel};
 use crate::observability::{Histogram, Series, Value};
 
 /// How often the node is looked at.
@@ -172,8 +172,8 @@ async fn status(
         cluster: cluster
             .map(|nodes| nodes.into_iter().map(|info| Member::of(info, this)).collect()),
         setup: setup(times(series), earlier),
-        refused: sums(series, "remoteproxy_connections_refused_total", "reason"),
-        closed: sums(series, "remoteproxy_connections_closed_total", "reason"),
+        refused: Series::sums(series, "remoteproxy_connections_refused_total", "reason"),
+        closed: Series::sums(series, "remoteproxy_connections_closed_total", "reason"),
         tunnels,
         events: admin.telemetry.journal.since(0).into_iter().map(Happened::of).collect(),
     }

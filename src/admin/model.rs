@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::Admin;
-use crate::observability::{Endpoint, Event, Series, TunnelRecord, Value};
+use crate::observability::{Endpoint, Event, Series, TunnelRecord};
 use crate::protocol::{Generation, Profile};
 use crate::rendezvous::{Load, NodeInfo};
 
@@ -83,27 +83,11 @@ impl NodeState {
             unready_because,
             connections,
             connections_limit: identity.connections_limit,
-            connections_by_stage: sums(&series, "remoteproxy_connections", "stage"),
+            connections_by_stage: Series::sums(&series, "remoteproxy_connections", "stage"),
             tunnels,
-            tunnels_by_kind: sums(&series, "remoteproxy_tunnels", "kind"),
+            tunnels_by_kind: Series::sums(&series, "remoteproxy_tunnels", "kind"),
         }
     }
-}
-
-/// The values of a metric by one of its labels.
-pub(super) fn sums(series: &[Series], name: &str, label: &str) -> BTreeMap<String, u64> {
-    let mut sums = BTreeMap::new();
-    for series in series.iter().filter(|series| series.name == name) {
-        if let (Some(label), Value::Number(number)) = (series.label(label), &series.value) {
-            *sums.entry(label.to_owned()).or_default() += whole(*number);
-        }
-    }
-    sums
-}
-
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "counts are neither")]
-pub(super) fn whole(number: f64) -> u64 {
-    number.max(0.0) as u64
 }
 
 /// The nodes of the cluster.

@@ -44,6 +44,8 @@ pub struct Config {
     pub bridge: Bridge,
     /// Where operators ask.
     pub admin: Admin,
+    /// Where programs of this machine ask.
+    pub monitor: Monitor,
     /// What is logged, and where.
     pub log: Log,
     /// Traces and metrics.
@@ -236,6 +238,14 @@ pub struct Admin {
     pub certificate_key: Option<PathBuf>,
     /// Stay ready while Redis is away.
     pub ready_without_redis: bool,
+}
+
+/// `monitor.*`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Monitor {
+    /// The file of the socket on which monitors are answered; without, they are not.
+    pub socket: Option<PathBuf>,
 }
 
 /// `log.*`

@@ -64,6 +64,7 @@ impl Faults {
             ("admin.token_file", &config.admin.token_file),
             ("admin.certificate", &config.admin.certificate),
             ("admin.certificate_key", &config.admin.certificate_key),
+            ("monitor.socket", &config.monitor.socket),
         ] {
             if file.as_ref().is_some_and(|file| file.as_os_str().is_empty()) {
                 self.add(key, "must not be empty, expected the path of a file");

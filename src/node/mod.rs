@@ -1,5 +1,6 @@
 //! Puts a node together from its parts and runs it.
 
+mod monitored;
 mod operators;
 
 use std::io;
@@ -13,6 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
+use self::monitored::Monitored;
 pub use self::operators::AdminError;
 use self::operators::Operators;
 use crate::admin;
@@ -26,6 +28,7 @@ use crate::cluster::tls::{BridgeTls, BridgeTlsError};
 use crate::config::{self, Config};
 use crate::ids::NodeId;
 use crate::lifecycle::Lifecycle;
+use crate::monitor;
 use crate::observability::{LogControl, Telemetry, TelemetryError};
 use crate::protocol::ServerInfo;
 use crate::rendezvous::redis::{
@@ -81,6 +84,9 @@ pub enum StartError {
         /// What the system says; told by the text, as it comes with advice.
         error: io::Error,
     },
+    /// The monitor socket.
+    #[error(transparent)]
+    Monitor(#[from] monitor::SocketError),
     /// Redis.
     #[error(transparent)]
     Redis(#[from] RedisError),
@@ -152,7 +158,8 @@ impl Prepared {
 
     /// What will be started, a line for each fact.
     pub fn summary(&self) -> Vec<String> {
-        let Config { server, tls, authentication, redis, bridge, admin, .. } = &self.config;
+        let Config { server, tls, authentication, redis, bridge, admin, monitor, .. } =
+            &self.config;
         let address = SocketAddr::new(server.address, server.port);
         let certificate = match (&self.tls, &tls.certificate) {
             (None, _) => "TLS: off, for use behind something that terminates it".into(),
@@ -182,6 +189,9 @@ impl Prepared {
             lines.push("rendezvous: in memory, this node is alone".into());
         }
         lines.extend(admin.address().map(|address| self.operators.summary(address)));
+        lines.extend(
+            monitor.socket.as_ref().map(|file| format!("monitor socket: {}", file.display())),
+        );
         lines
     }
 
@@ -192,6 +202,8 @@ impl Prepared {
         let server = SocketAddr::new(config.server.address, config.server.port);
         let (listener, local_addr) = listen_on(server, "-p/--port or -s/--server")?;
         let admin = listen_for_operators(&config.admin)?;
+        let monitor_socket =
+            config.monitor.socket.as_deref().map(monitor::Socket::bind).transpose()?;
         let lifecycle = Lifecycle::default();
         let id = NodeId::started(&config.node.name);
         let name: Arc<str> = config.node.name.as_str().into();
@@ -274,6 +286,9 @@ impl Prepared {
             node.admin_url = Some(operators.url(address));
             let admin = operators.admin(&node, &id, config.node.name, address, log);
             node.serve(admin::serve(listener, admin));
+        }
+        if let Some(socket) = monitor_socket {
+            node.serve(monitor::serve(socket, Monitored::new(&node)));
         }
         Ok(node)
     }
@@ -368,7 +383,7 @@ pub struct Node {
     fingerprint: Option<Fingerprint>,
     grace: Duration,
     redis: Option<Arc<RedisRendezvous>>,
-    /// Bridge and admin: they serve until the last tunnel has ended.
+    /// Bridge, admin and monitor: they serve until the last tunnel has ended.
     servers: Mutex<JoinSet<()>>,
 }
 
@@ -426,7 +441,8 @@ impl Node {
         if let Some(redis) = &self.redis {
             redis.close().await;
         }
-        self.servers().abort_all();
+        let mut servers = std::mem::take(&mut *self.servers());
+        servers.shutdown().await;
         let telemetry = self.shared.telemetry.clone();
         // It bounds itself; whether all of it got out is not ours to help.
         let _sent = tokio::task::spawn_blocking(move || telemetry.flush()).await;

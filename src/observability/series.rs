@@ -1,5 +1,7 @@
 //! Metrics as values, for those who show them themselves.
 
+use std::collections::BTreeMap;
+
 use prometheus::proto::{Metric, MetricFamily, MetricType};
 
 /// One metric with its labels.
@@ -36,6 +38,17 @@ impl Series {
         self.labels.iter().find(|(it, _)| it == name).map(|(_, value)| value.as_str())
     }
 
+    /// The values of a metric that is a number, by one of its labels.
+    pub fn sums(series: &[Self], name: &str, label: &str) -> BTreeMap<String, u64> {
+        let mut sums = BTreeMap::new();
+        for series in series.iter().filter(|series| series.name == name) {
+            if let (Some(label), Value::Number(number)) = (series.label(label), &series.value) {
+                *sums.entry(label.to_owned()).or_default() += whole(*number);
+            }
+        }
+        sums
+    }
+
     pub(super) fn all(families: &[MetricFamily]) -> Vec<Self> {
         let of = |family: &MetricFamily, metric: &Metric| Self {
             name: family.name().to_owned(),
@@ -51,6 +64,12 @@ impl Series {
             .flat_map(|family| family.get_metric().iter().map(move |metric| of(family, metric)));
         metrics.collect()
     }
+}
+
+/// A metric that counts something, as a count.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "counts are neither")]
+fn whole(number: f64) -> u64 {
+    number.max(0.0) as u64
 }
 
 impl Value {

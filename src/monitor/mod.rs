@@ -1,0 +1,153 @@
+//! The monitor socket: a unix socket on which programs of this machine, such as
+//! `nymea-remoteproxy-monitor`, are told which gateways are here and who is attached to them
+//! (section 5 of the protocol).
+//!
+//! A monitor sends `{"method":"refresh","params":{"printAll":false}}` as often as it likes, and
+//! gets one line of JSON for each: a [`Report`]. Whatever else it sends ends its connection. How
+//! a node knows what it reports is not known here: [`Statistics`] is all there is to ask.
+
+mod report;
+mod socket;
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tracing::{debug, warn};
+
+pub use self::report::{App, Gateway, Report, TunnelProxy};
+pub use self::socket::{Socket, SocketError};
+use crate::protocol::{FramingError, JsonStream};
+
+/// Monitors at once; further ones are closed as they come.
+const CONNECTIONS: usize = 8;
+/// How long a monitor may take for a report.
+const SLOW: Duration = Duration::from_secs(5);
+/// How long a monitor may ask for nothing.
+const IDLE: Duration = Duration::from_mins(10);
+/// What is read at once. Not more than this and one request is held of what a monitor sends.
+const READ: usize = 4096;
+/// Pause after an accept that failed for want of something, usually file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What is there to be reported.
+pub trait Statistics: Send + Sync {
+    /// What is so now; the gateways without apps only if `print_all`. The throughput is not
+    /// filled in.
+    fn report(&self, print_all: bool) -> Report;
+
+    /// Payload bytes that were relayed so far, in all tunnels and both directions.
+    fn relayed(&self) -> u64;
+}
+
+/// The one request there is.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "method", content = "params", deny_unknown_fields)]
+pub enum Request {
+    /// Asks for a report.
+    #[serde(rename = "refresh", rename_all = "camelCase")]
+    Refresh {
+        /// Whether gateways without apps are wanted, too.
+        print_all: bool,
+    },
+}
+
+/// Serves until the task is aborted.
+pub async fn serve(socket: Socket, statistics: Arc<dyn Statistics>) {
+    let throughput = Arc::new(AtomicU64::new(0));
+    tokio::join!(measure(&*statistics, &throughput), accept_all(&socket, &statistics, &throughput));
+}
+
+/// Keeps the number of bytes that were relayed in the last second.
+async fn measure(statistics: &dyn Statistics, throughput: &AtomicU64) {
+    let mut seconds = interval(Duration::from_secs(1));
+    seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut before = statistics.relayed();
+    loop {
+        seconds.tick().await;
+        let now = statistics.relayed();
+        throughput.store(now.saturating_sub(before), Ordering::Relaxed);
+        before = now;
+    }
+}
+
+async fn accept_all(
+    socket: &Socket,
+    statistics: &Arc<dyn Statistics>,
+    throughput: &Arc<AtomicU64>,
+) {
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = socket.accept() => accepted,
+            Some(_) = connections.join_next() => continue,
+        };
+        match accepted {
+            Ok(_) if connections.len() == CONNECTIONS => {
+                debug!(limit = CONNECTIONS, "a monitor came and there are too many");
+            }
+            Ok(stream) => {
+                let (statistics, throughput) = (Arc::clone(statistics), Arc::clone(throughput));
+                connections.spawn(async move {
+                    if let Err(reason) = answer(stream, &*statistics, &throughput).await {
+                        debug!(%reason, "a monitor was closed");
+                    }
+                });
+            }
+            Err(error) => {
+                warn!(%error, "cannot accept connections on the monitor socket");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Why a monitor is closed.
+#[derive(Debug, Error)]
+enum Closed {
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Framing(#[from] FramingError),
+    #[error("it sent something other than a request to refresh: {0}")]
+    Request(#[source] serde_json::Error),
+    #[error("it did not take its report")]
+    Slow,
+    #[error("it asked for nothing")]
+    Idle,
+}
+
+async fn answer(
+    mut stream: UnixStream,
+    statistics: &dyn Statistics,
+    throughput: &AtomicU64,
+) -> Result<(), Closed> {
+    let mut requests = JsonStream::default();
+    let mut piece = vec![0; READ];
+    loop {
+        let read = timeout(IDLE, stream.read(&mut piece)).await.map_err(|_| Closed::Idle)??;
+        if read == 0 {
+            return Ok(requests.finish()?);
+        }
+        requests.push(&piece[..read]);
+        while let Some(request) = requests.next_object()? {
+            let request = serde_json::from_slice(&request).map_err(Closed::Request)?;
+            let Request::Refresh { print_all } = request;
+            let mut report = statistics.report(print_all);
+            report.tunnel_proxy.throughput = throughput.load(Ordering::Relaxed);
+            let line = report.to_line();
+            timeout(SLOW, stream.write_all(&line)).await.map_err(|_| Closed::Slow)??;
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "monitor_tests.rs"]
+mod tests;

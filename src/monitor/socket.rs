@@ -1,0 +1,122 @@
+//! The file of a unix socket that only some may open: there from [`Socket::bind`] until the value
+//! is dropped.
+
+use std::fs::{self, File, Permissions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use socket2::{Domain, SockAddr, Type};
+use thiserror::Error;
+use tokio::net::{UnixListener, UnixStream};
+
+/// Who may connect: the user that the node runs as, and its group.
+const MODE: u32 = 0o660;
+/// Connections that the kernel may hold until they are accepted.
+const BACKLOG: i32 = 16;
+
+/// Why there is no socket.
+#[derive(Debug, Error)]
+pub enum SocketError {
+    /// Another program listens there.
+    #[error(
+        "cannot listen on {}: another program answers there; end that one or choose another file \
+         with monitor.socket", .0.display()
+    )]
+    InUse(PathBuf),
+    /// There is a file that is not a socket.
+    #[error(
+        "cannot listen on {}: that is no socket; remove it or choose another file with \
+         monitor.socket", .0.display()
+    )]
+    NoSocket(PathBuf),
+    /// The system does not allow it.
+    #[error(
+        "cannot listen on {}: its directory must exist and allow this process to write; choose \
+         another file with monitor.socket if not", .path.display()
+    )]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A unix socket that is listened on. Dropping it removes its file.
+#[derive(Debug)]
+pub struct Socket {
+    listener: UnixListener,
+    path: PathBuf,
+    /// Device and inode of the file: what is there later may be another one's.
+    file: (u64, u64),
+}
+
+impl Socket {
+    /// Listens on this file, which from its first moment on nobody may open but the user and group
+    /// of this process. A file that was left behind by a program that has ended is replaced. Must
+    /// be called within a tokio runtime.
+    pub fn bind(path: &Path) -> Result<Self, SocketError> {
+        let failed = |source| SocketError::Io { path: path.into(), source };
+        make_room(path)?;
+        let listener = listen(path).map_err(failed)?;
+        let made = fs::symlink_metadata(path).map_err(failed)?;
+        Ok(Self { listener, path: path.into(), file: (made.dev(), made.ino()) })
+    }
+
+    /// The next connection.
+    pub async fn accept(&self) -> io::Result<UnixStream> {
+        Ok(self.listener.accept().await?.0)
+    }
+
+    /// Its file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        let is_ours = |there: fs::Metadata| (there.dev(), there.ino()) == self.file;
+        if fs::symlink_metadata(&self.path).is_ok_and(is_ours) {
+            // What is left behind is replaced by whoever comes next.
+            let _removed = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn make_room(path: &Path) -> Result<(), SocketError> {
+    match fs::symlink_metadata(path) {
+        Err(_) => Ok(()),
+        Ok(there) if !there.file_type().is_socket() => Err(SocketError::NoSocket(path.into())),
+        Ok(_) => match connect(path) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                let removed = fs::remove_file(path);
+                removed.map_err(|source| SocketError::Io { path: path.into(), source })
+            }
+            // It may also be too busy to answer, or not for us to ask: it is not ours in any case.
+            Ok(()) | Err(_) => Err(SocketError::InUse(path.into())),
+        },
+    }
+}
+
+/// Does not wait for room in the backlog of who listens there.
+fn connect(path: &Path) -> io::Result<()> {
+    let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM.nonblocking().cloexec(), None)?;
+    socket.connect(&SockAddr::unix(path)?)
+}
+
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM.nonblocking().cloexec(), None)?;
+    // Linux gives the file the mode that the socket had before, without what the umask takes away:
+    // there is no moment in which it is open to more than these.
+    let socket = File::from(OwnedFd::from(socket));
+    socket.set_permissions(Permissions::from_mode(MODE))?;
+    let socket = socket2::Socket::from(OwnedFd::from(socket));
+    socket.bind(&SockAddr::unix(path)?)?;
+    fs::set_permissions(path, Permissions::from_mode(MODE))?;
+    socket.listen(BACKLOG)?;
+    UnixListener::from_std(OwnedFd::from(socket).into())
+}
