@@ -96,6 +96,7 @@ async fn claim(cluster: &Cluster) -> Attach {
         secret: secret.to_be_bytes().to_vec().into(),
         node: "elsewhere".into(),
         profile: Some(Profile { generation: 2, uuid: "u2".into(), name: "by hand".into() }),
+        app: None,
     }
 }
 

@@ -39,7 +39,7 @@ async fn generation_2_learns_who_is_there() {
         let hello = first.json().await;
         assert_eq!(hello["params"]["server"], "nymea-remoteproxy");
         assert_eq!(hello["params"]["name"], "test");
-        assert_eq!(hello["params"]["apiVersion"], "0.3");
+        assert_eq!(hello["params"]["apiVersion"], "0.6");
     }
     first.send(Message::text(r#"{"id":10,"method":"RemoteProxy.Introspect"}"#)).await;
     let methods = &first.json().await["params"]["methods"];

@@ -226,6 +226,7 @@ impl End {
         let generation = match generation {
             Generation::One => 1,
             Generation::Two => 2,
+            Generation::Three => 3,
         };
         let (name, uuid) = (identity.name.clone(), identity.uuid.clone());
         Self { connection, client_address, node, generation, name, uuid }

@@ -25,8 +25,8 @@ use super::outbox::outbox;
 use super::tls::{BridgeStream, BridgeTls};
 use super::wire::{self, Refusal};
 use super::{
-    Bridged, CONNECTION_TRACE, CONNECTION_WINDOW, FRAME_SIZE, KEEPALIVE_INTERVAL, PING_INTERVAL,
-    STEP, STREAM_WINDOW,
+    AppCall, Bridged, CONNECTION_TRACE, CONNECTION_WINDOW, FRAME_SIZE, KEEPALIVE_INTERVAL,
+    PING_INTERVAL, STEP, STREAM_WINDOW,
 };
 use crate::ids::OfferId;
 use crate::lifecycle::Lifecycle;
@@ -39,6 +39,8 @@ use crate::rendezvous::Secret;
 const CONNECTIONS: usize = 4;
 /// A node that no tunnel leads to is forgotten after this time.
 const FORGET_AFTER: Duration = Duration::from_mins(5);
+/// How long another node may take to ask an endpoint for a sign of life.
+const PROBE: Duration = Duration::from_millis(4500);
 /// The largest frame that is read, in bytes.
 const MAX_FRAME: usize = 128 * 1024;
 
@@ -153,15 +155,16 @@ impl Peers {
         peers
     }
 
-    /// Fetches the endpoint of a claimed offer from its node, for one with this profile.
+    /// Fetches the endpoint of a claimed offer from its node, for one with this profile; or the
+    /// gateway of a registration, for an app.
     pub async fn bridge(
         &self,
         address: &str,
         offer: (OfferId, Secret),
-        profile: &Profile,
+        endpoint: (&Profile, Option<&AppCall>),
         bridging: &Bridging,
     ) -> Result<Bridged, BridgeError> {
-        let bridged = self.call(address, offer, profile, bridging).await;
+        let bridged = self.call(address, offer, endpoint, bridging).await;
         let error = bridged.as_ref().err().map(BridgeError::label);
         self.metrics.bridge_call(error.unwrap_or("attached"));
         bridging.ends(address, error);
@@ -172,13 +175,13 @@ impl Peers {
         &self,
         address: &str,
         offer: (OfferId, Secret),
-        profile: &Profile,
+        endpoint: (&Profile, Option<&AppCall>),
         bridging: &Bridging,
     ) -> Result<Bridged, BridgeError> {
         let peer = self.peer(address)?;
         let (channel, guard) = peer.least_loaded();
         let (outbox, outgoing) = outbox();
-        outbox.push(wire::attach(offer, profile, &self.node), 0);
+        outbox.push(wire::attach(offer, endpoint, &self.node), 0);
         let mut client = BridgeClient::new(channel).max_decoding_message_size(MAX_FRAME);
         let call = timeout(STEP, client.tunnel(traced(outgoing, bridging)));
         let response = call.await.map_err(|_| BridgeError::Timeout)?.map_err(failed)?;
@@ -199,6 +202,19 @@ impl Peers {
             }
             _ => Err(BridgeError::Answer),
         }
+    }
+
+    /// Whether the endpoint of another node's registration gives a sign of life.
+    pub async fn probe(
+        &self,
+        address: &str,
+        registration: (OfferId, Secret),
+    ) -> Result<bool, BridgeError> {
+        let (channel, _guard) = self.peer(address)?.least_loaded();
+        let mut client = BridgeClient::new(channel);
+        let answer = timeout(PROBE, client.probe(wire::probe(registration)));
+        let answer = answer.await.map_err(|_| BridgeError::Timeout)?.map_err(failed)?;
+        Ok(answer.into_inner().alive)
     }
 
     fn peer(&self, address: &str) -> Result<Arc<Peer>, BridgeError> {

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{FutureExt, Stream};
+use nymea_remoteproxy_proto::bridge::v1::Frame;
 use nymea_remoteproxy_proto::bridge::v1::frame::Content;
-use nymea_remoteproxy_proto::bridge::v1::{Close as CloseFrame, Frame, close::Reason};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tonic::{Status, Streaming};
 
@@ -142,10 +142,7 @@ impl Leg for BridgeLeg {
             Some(Ok(Frame { content: Some(Content::Data(data)) })) => {
                 return Poll::Ready(Ok(wire::read_data(data)));
             }
-            Some(Ok(Frame { content: Some(Content::Close(close)) })) => match close.reason() {
-                Reason::Left => End::Left,
-                Reason::Lost | Reason::Unspecified => End::Failed,
-            },
+            Some(Ok(Frame { content: Some(Content::Close(close)) })) => wire::read_close(close),
             Some(Ok(_)) => End::Fault(Close::TransportViolation),
             Some(Err(status)) => End::Lost(io::Error::other(status)),
             None => lost("the other node has ended the bridge without a goodbye"),
@@ -190,8 +187,7 @@ impl Leg for BridgeLeg {
 
     fn send_close(&mut self, _cx: &mut Context<'_>, close: Close) {
         if !std::mem::replace(&mut self.said_goodbye, true) {
-            let reason = if close == Close::OtherLeft { Reason::Left } else { Reason::Lost };
-            self.outbox.push(wire::frame(Content::Close(CloseFrame { reason: reason.into() })), 0);
+            self.outbox.push(wire::close(close), 0);
             self.outbox.close();
         }
     }

@@ -13,7 +13,10 @@ pub mod server;
 pub mod tls;
 mod wire;
 
+use std::sync::Arc;
 use std::time::Duration;
+
+use futures_util::future::BoxFuture;
 
 use crate::ids::OfferId;
 use crate::observability::trace::Attaching;
@@ -62,13 +65,27 @@ pub struct Bridged {
 pub trait Attach: Send + Sync + 'static {
     /// Gives the endpoint of this offer the far end of its tunnel, if the secret is right and it
     /// still waits. Either way it is answered through [`Incoming::answer`].
-    fn attach(&self, offer: OfferId, secret: Secret, bridge: Incoming);
+    fn attach(self: Arc<Self>, offer: OfferId, secret: Secret, bridge: Incoming);
+
+    /// Whether the endpoint of this registration gives a sign of life, if the secret is right.
+    fn probe(self: Arc<Self>, registration: OfferId, secret: Secret) -> BoxFuture<'static, bool>;
+}
+
+/// An app that is to be attached to a gateway of another node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AppCall {
+    /// Its registration, and the tunnel.
+    pub id: OfferId,
+    /// Where it comes from, as its own node sees it.
+    pub peer_address: String,
 }
 
 /// A bridge from another node that has not been answered yet.
 pub struct Incoming {
     /// The endpoint at its other end.
     pub profile: Profile,
+    /// If that is an app, for a gateway.
+    pub app: Option<AppCall>,
     /// The name of its node.
     pub node: String,
     /// The call in the trace of the tunnel.

@@ -8,7 +8,9 @@ use futures_util::FutureExt;
 use futures_util::stream::{Map, StreamExt};
 use nymea_remoteproxy_proto::bridge::v1::bridge_server::{Bridge, BridgeServer};
 use nymea_remoteproxy_proto::bridge::v1::frame::Content;
-use nymea_remoteproxy_proto::bridge::v1::{Frame, PingReply, PingRequest};
+use nymea_remoteproxy_proto::bridge::v1::{
+    Frame, PingReply, PingRequest, ProbeReply, ProbeRequest,
+};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
@@ -20,7 +22,7 @@ use tracing::{debug, warn};
 use super::leg::{Answer, BridgeLeg, Counted};
 use super::outbox::{Outgoing, outbox};
 use super::tls::{BridgeStream, BridgeTls};
-use super::wire::{name_of, read_attach};
+use super::wire::{Asked, name_of, read_attach, read_offer};
 use super::{
     Attach, CONNECTION_TRACE, CONNECTION_WINDOW, FRAME_SIZE, Incoming, KEEPALIVE_INTERVAL,
     MAX_STREAMS, STEP, STREAM_WINDOW,
@@ -136,9 +138,9 @@ impl Bridge for BridgeService {
         let leg = BridgeLeg::new(outbox, incoming, self.stalled, self.lifecycle.clone(), counted);
         let answer = Answer::new(leg, Arc::clone(&self.node));
         match read_attach(&attach) {
-            Ok((offer, secret, profile)) => {
-                let incoming = Incoming { profile, node: node.into(), attaching, answer };
-                self.attach.attach(offer, secret, incoming);
+            Ok(Asked { offer, secret, profile, app }) => {
+                let incoming = Incoming { profile, app, node: node.into(), attaching, answer };
+                Arc::clone(&self.attach).attach(offer, secret, incoming);
             }
             Err(refusal) => {
                 debug!(%refusal, "a bridge was refused");
@@ -146,6 +148,14 @@ impl Bridge for BridgeService {
             }
         }
         Ok(Response::new(outgoing.map(Ok)))
+    }
+
+    async fn probe(&self, request: Request<ProbeRequest>) -> Result<Response<ProbeReply>, Status> {
+        let ProbeRequest { registration, secret } = request.into_inner();
+        let (registration, secret) = read_offer(&registration, &secret)
+            .map_err(|_| Status::invalid_argument("registration and secret have 16 bytes each"))?;
+        let alive = Arc::clone(&self.attach).probe(registration, secret).await;
+        Ok(Response::new(ProbeReply { alive }))
     }
 
     async fn ping(&self, _: Request<PingRequest>) -> Result<Response<PingReply>, Status> {

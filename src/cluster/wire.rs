@@ -1,15 +1,18 @@
 //! Between the messages of `bridge.proto` and the types of this program.
 
+use bytes::Bytes;
 use nymea_remoteproxy_proto::bridge::v1 as proto;
 use nymea_remoteproxy_proto::bridge::v1::frame::Content;
+use proto::close;
 use proto::refused::Reason;
 use thiserror::Error;
 use uuid::Uuid;
 
-use super::{MAX_NODE_NAME, VERSION};
+use super::{AppCall, MAX_NODE_NAME, VERSION};
 use crate::ids::OfferId;
-use crate::protocol::{Chunk, Generation, Identity, Kind, Profile};
+use crate::protocol::{Chunk, Close, Generation, Identity, Kind, Profile};
 use crate::rendezvous::Secret;
+use crate::transport::End;
 
 /// Why a node does not give an endpoint away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -50,28 +53,86 @@ pub(super) fn frame(content: Content) -> proto::Frame {
 
 pub(super) fn attach(
     (offer, secret): (OfferId, Secret),
-    profile: &Profile,
+    (profile, app): (&Profile, Option<&AppCall>),
     node: &str,
 ) -> proto::Frame {
+    let app = app.map(|app| proto::App {
+        registration: bytes_of(app.id),
+        peer_address: app.peer_address.clone(),
+    });
     frame(Content::Attach(proto::Attach {
         version: VERSION,
-        offer: offer.as_uuid().as_bytes().to_vec().into(),
+        offer: bytes_of(offer),
         secret: secret.0.to_vec().into(),
         profile: Some(profile_to_proto(profile)),
         node: node.into(),
+        app,
     }))
 }
 
 /// What an attach asks for; refused if it does not make sense.
-pub(super) fn read_attach(attach: &proto::Attach) -> Result<(OfferId, Secret, Profile), Refusal> {
+pub(super) fn read_attach(attach: &proto::Attach) -> Result<Asked, Refusal> {
     if attach.version != VERSION {
         return Err(Refusal::Version(VERSION));
     }
-    let offer = Uuid::from_slice(&attach.offer).map_err(|_| Refusal::Denied)?;
-    let secret = <[u8; 16]>::try_from(&attach.secret[..]).map_err(|_| Refusal::Denied)?;
+    let (offer, secret) = read_offer(&attach.offer, &attach.secret)?;
     let profile = attach.profile.clone().map(profile_from_proto);
     let profile = profile.ok_or(Refusal::Denied)?;
-    Ok((OfferId::from(offer), Secret(secret), profile))
+    let app = match &attach.app {
+        Some(app) => Some(AppCall {
+            id: id_from(&app.registration)?,
+            peer_address: app.peer_address.clone(),
+        }),
+        None => None,
+    };
+    Ok(Asked { offer, secret, profile, app })
+}
+
+/// What an attach asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Asked {
+    pub(super) offer: OfferId,
+    pub(super) secret: Secret,
+    pub(super) profile: Profile,
+    pub(super) app: Option<AppCall>,
+}
+
+pub(super) fn probe((registration, secret): (OfferId, Secret)) -> proto::ProbeRequest {
+    let (registration, secret) = (bytes_of(registration), secret.0.to_vec().into());
+    proto::ProbeRequest { registration, secret }
+}
+
+/// The id of an offer or a registration, and its secret; refused if they do not make sense.
+pub(super) fn read_offer(id: &[u8], secret: &[u8]) -> Result<(OfferId, Secret), Refusal> {
+    let secret = <[u8; 16]>::try_from(secret).map_err(|_| Refusal::Denied)?;
+    Ok((id_from(id)?, Secret(secret)))
+}
+
+fn id_from(bytes: &[u8]) -> Result<OfferId, Refusal> {
+    Uuid::from_slice(bytes).map(OfferId::from).map_err(|_| Refusal::Denied)
+}
+
+fn bytes_of(id: OfferId) -> Bytes {
+    id.as_uuid().as_bytes().to_vec().into()
+}
+
+pub(super) fn close(close: Close) -> proto::Frame {
+    let reason = match close {
+        Close::OtherLeft => close::Reason::Left,
+        Close::Disconnected => close::Reason::Disconnected,
+        Close::Backlog => close::Reason::Backlog,
+        _ => close::Reason::Lost,
+    };
+    frame(Content::Close(proto::Close { reason: reason.into() }))
+}
+
+pub(super) fn read_close(close: proto::Close) -> End {
+    match close.reason() {
+        close::Reason::Left => End::Left,
+        close::Reason::Disconnected => End::Closed(Close::Disconnected),
+        close::Reason::Backlog => End::Closed(Close::Backlog),
+        close::Reason::Lost | close::Reason::Unspecified => End::Failed,
+    }
 }
 
 pub(super) fn attached(profile: &Profile, node: &str) -> proto::Frame {
@@ -128,6 +189,7 @@ fn profile_to_proto(profile: &Profile) -> proto::Profile {
     let generation = match profile.generation {
         Generation::One => 1,
         Generation::Two => 2,
+        Generation::Three => 3,
     };
     let Identity { uuid, name } = profile.identity.clone();
     proto::Profile { generation, uuid, name }
@@ -135,7 +197,11 @@ fn profile_to_proto(profile: &Profile) -> proto::Profile {
 
 pub(super) fn profile_from_proto(profile: proto::Profile) -> Profile {
     let proto::Profile { generation, uuid, name } = profile;
-    let generation = if generation == 1 { Generation::One } else { Generation::Two };
+    let generation = match generation {
+        1 => Generation::One,
+        3 => Generation::Three,
+        _ => Generation::Two,
+    };
     Profile { generation, identity: Identity { uuid, name } }
 }
 
@@ -159,10 +225,17 @@ mod tests {
             identity: Identity { uuid: "u".into(), name: "n".into() },
         };
         let (offer, secret) = (OfferId::random(), Secret([7; 16]));
-        let Some(Content::Attach(sent)) = attach((offer, secret), &profile, "node1").content else {
+        let asked = (&profile, None);
+        let Some(Content::Attach(sent)) = attach((offer, secret), asked, "node1").content else {
             panic!("an attach")
         };
-        assert_eq!(read_attach(&sent), Ok((offer, secret, profile)));
+        let read = Asked { offer, secret, profile: profile.clone(), app: None };
+        assert_eq!(read_attach(&sent), Ok(read));
+        let app = AppCall { id: OfferId::random(), peer_address: "[::1]:1".into() };
+        let asked = (&profile, Some(&app));
+        let of_an_app = attach((offer, secret), asked, "node1");
+        let Some(Content::Attach(of_an_app)) = of_an_app.content else { panic!("an attach") };
+        assert_eq!(read_attach(&of_an_app).expect("an app").app, Some(app));
         let other = proto::Attach { version: VERSION + 1, ..sent.clone() };
         assert_eq!(read_attach(&other), Err(Refusal::Version(VERSION)));
         let cut = proto::Attach { secret: vec![7; 15].into(), ..sent.clone() };

@@ -12,11 +12,13 @@ mod ini;
 pub mod legacy;
 mod load;
 mod networks;
+mod tunnel_proxy;
 mod units;
 mod validate;
 
 pub use load::{ConfigError, Fault, Override};
 pub use networks::{NetworkError, Networks};
+pub use tunnel_proxy::{TokenFor, TunnelProxy};
 
 /// All settings.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -42,6 +44,8 @@ pub struct Config {
     pub limits: Limits,
     /// The way between the nodes of a cluster.
     pub bridge: Bridge,
+    /// What gateways and apps may do.
+    pub tunnel_proxy: TunnelProxy,
     /// Where operators ask.
     pub admin: Admin,
     /// Where programs of this machine ask.

@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use url::Url;
 
-use super::{Admin, Config, ConfigError, Fault, Redis, Secret, Telemetry};
+use super::{Admin, Config, ConfigError, Fault, Redis, Secret, Telemetry, TokenFor, TunnelProxy};
 
 const MAX_MESSAGE_SIZE: usize = 1 << 30;
+/// Smaller ones would hardly hold one piece of a large frame.
+const BACKLOGS: RangeInclusive<usize> = 64 << 10..=1 << 30;
 const MAX_COUNT: usize = 1_000_000_000;
 /// Far beyond any sense, and far below what a clock can add.
 const MAX_DURATION: Duration = Duration::from_hours(365 * 24);
@@ -29,6 +31,7 @@ impl Config {
         faults.tls(self);
         faults.authentication(self);
         faults.redis(&self.redis);
+        faults.tunnel_proxy(self);
         faults.admin(&self.admin);
         faults.telemetry(&self.telemetry);
         faults.0
@@ -84,6 +87,7 @@ impl Faults {
             ("authentication.timeout", config.authentication.timeout),
             ("keepalive.interval", config.keepalive.interval),
             ("redis.timeout", config.redis.timeout),
+            ("tunnel_proxy.inactivity", config.tunnel_proxy.inactivity),
         ] {
             if duration.is_zero() {
                 self.add(key, "must be longer than zero, expected a duration such as 8s");
@@ -109,6 +113,19 @@ impl Faults {
         self.within("authentication.concurrency", config.authentication.concurrency, 1..=MAX_COUNT);
         if !(1..=MAX_MESSAGE_SIZE).contains(&limits.message_size) {
             self.add("limits.message_size", "expected a size from 1 byte to 1GiB");
+        }
+    }
+
+    fn tunnel_proxy(&mut self, config: &Config) {
+        let TunnelProxy { token, backlog, .. } = config.tunnel_proxy;
+        if !BACKLOGS.contains(&backlog) {
+            self.add("tunnel_proxy.backlog", "expected a size from 64KiB to 1GiB");
+        }
+        if token != TokenFor::None && config.authentication.server.is_none() {
+            self.add(
+                "tunnel_proxy.token",
+                "needs somebody who checks tokens, give authentication.server",
+            );
         }
     }
 

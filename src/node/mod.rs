@@ -34,7 +34,7 @@ use crate::protocol::ServerInfo;
 use crate::rendezvous::redis::{
     LoadOf, NodeFacts, Pace, RedisRendezvous, SetupError as RedisError,
 };
-use crate::rendezvous::{MemoryRendezvous, Rendezvous};
+use crate::rendezvous::{Directory, MemoryRendezvous, Rendezvous};
 use crate::session::{self, Shared};
 use crate::transport::tls::{Fingerprint, ServerTls, TlsError};
 use crate::transport::websocket::WebSocketTransport;
@@ -230,10 +230,13 @@ impl Prepared {
         };
         let stalled = config.timeouts.stalled;
         let patience = Patience { ping_interval: config.keepalive.interval, stalled };
-        let rendezvous: Arc<dyn Rendezvous> = match &cluster {
-            Some((_, _, rendezvous)) => Arc::clone(rendezvous) as _,
-            None => Arc::new(MemoryRendezvous::default()),
-        };
+        let rendezvous: (Arc<dyn Rendezvous>, Arc<dyn Directory>) =
+            if let Some((_, _, redis)) = &cluster {
+                (Arc::clone(redis) as _, Arc::clone(redis) as _)
+            } else {
+                let memory = Arc::new(MemoryRendezvous::default());
+                (Arc::clone(&memory) as _, memory)
+            };
         let peers = cluster.as_ref().map(|_| {
             let (tls, metrics) = (bridge_tls.clone(), Arc::clone(&telemetry.metrics));
             Peers::new(Arc::clone(&name), tls, stalled, lifecycle.clone(), metrics)
@@ -244,7 +247,7 @@ impl Prepared {
             peers,
             ServerInfo { name: config.server.name, version: env!("CARGO_PKG_VERSION").into() },
             (lifecycle.clone(), telemetry.clone()),
-            (config.timeouts, config.limits),
+            (config.timeouts, config.limits, config.tunnel_proxy),
         ));
         sessions.get_or_init(|| Arc::downgrade(&shared));
         let entrance = session::Listener {

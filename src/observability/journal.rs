@@ -37,7 +37,9 @@ pub struct Event {
 pub enum EventKind {
     /// A tunnel came or went.
     Tunnel,
-    /// A connection or a tunnel was refused.
+    /// A gateway came or went.
+    Gateway,
+    /// A connection, a tunnel or a registration was refused.
     Refused,
     /// Something does not work.
     Trouble,
@@ -50,6 +52,7 @@ impl EventKind {
     pub const fn label(self) -> &'static str {
         match self {
             Self::Tunnel => "tunnel",
+            Self::Gateway => "gateway",
             Self::Refused => "refused",
             Self::Trouble => "trouble",
             Self::State => "state",

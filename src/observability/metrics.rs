@@ -16,7 +16,7 @@ use prometheus::{Encoder, TextEncoder};
 use tracing::warn;
 
 use super::tunnels::Kind;
-use super::{Series, Tunnels};
+use super::{Gateways, Series, Tunnels};
 
 /// Times of single steps, in seconds.
 const STEPS: [f64; 16] = [
@@ -43,6 +43,10 @@ pub enum Stage {
     Waiting,
     /// Its partner is being fetched from another node.
     Bridging,
+    /// Its UUID is being registered.
+    Registering,
+    /// It is a gateway.
+    Gateway,
     /// It is one end of a tunnel.
     Tunnel,
 }
@@ -56,6 +60,8 @@ impl Stage {
             Self::Offering => "offering",
             Self::Waiting => "waiting",
             Self::Bridging => "bridging",
+            Self::Registering => "registering",
+            Self::Gateway => "gateway",
             Self::Tunnel => "tunnel",
         }
     }
@@ -112,6 +118,12 @@ pub struct Metrics {
     bridge_streams_in: UpDownCounter<i64>,
     bridge_round_trip: Histogram<f64>,
     bridge_calls: Counter<u64>,
+    gateways_closed: Counter<u64>,
+    gateway_duration: Histogram<f64>,
+    registrations: Counter<u64>,
+    probes: Counter<u64>,
+    backlogs_full: Counter<u64>,
+    frames_broken: Counter<u64>,
     loop_lag: Histogram<f64>,
     spans_recorded: Counter<u64>,
     spans_exported: Counter<u64>,
@@ -219,6 +231,28 @@ impl Metrics {
                 "remoteproxy.bridge.calls",
                 "Tunnels asked for at other nodes, by what came of it",
             ),
+            gateways_closed: count("remoteproxy.gateways.closed", "Gateways that ended"),
+            gateway_duration: times(
+                "remoteproxy.gateway.duration",
+                "How long gateways were registered",
+                &STAYS,
+            ),
+            registrations: count(
+                "remoteproxy.registrations",
+                "Registrations of gateways and apps, by what came of them",
+            ),
+            probes: count(
+                "remoteproxy.probes",
+                "Signs of life asked for because another endpoint shows the same UUID",
+            ),
+            backlogs_full: count(
+                "remoteproxy.backlogs.full",
+                "Apps closed because they took their data too slowly",
+            ),
+            frames_broken: count(
+                "remoteproxy.frames.broken",
+                "Frames of gateways that were dropped because they made no sense",
+            ),
             loop_lag: times(
                 "remoteproxy.loop.lag",
                 "How late the runtime's timers are, looked at each second",
@@ -284,6 +318,33 @@ impl Metrics {
     pub fn redis(&self, command: &'static str, outcome: &'static str, took: Duration) {
         let labels = [KeyValue::new("command", command), KeyValue::new("outcome", outcome)];
         self.redis_duration.record(took.as_secs_f64(), &labels);
+    }
+
+    /// A gateway ended.
+    pub fn gateway_ended(&self, reason: &'static str, stood: Duration) {
+        self.gateway_duration.record(stood.as_secs_f64(), &[]);
+        self.gateways_closed.add(1, &[KeyValue::new("reason", reason)]);
+    }
+
+    /// A gateway or an app has registered, or was refused.
+    pub fn registration(&self, role: &'static str, outcome: &'static str) {
+        let labels = [KeyValue::new("role", role), KeyValue::new("outcome", outcome)];
+        self.registrations.add(1, &labels);
+    }
+
+    /// An endpoint was asked for a sign of life.
+    pub fn probed(&self, outcome: &'static str) {
+        self.probes.add(1, &[KeyValue::new("outcome", outcome)]);
+    }
+
+    /// An app took its data too slowly.
+    pub fn backlog_full(&self) {
+        self.backlogs_full.add(1, &[]);
+    }
+
+    /// A frame of a gateway made no sense.
+    pub fn frame_broken(&self) {
+        self.frames_broken.add(1, &[]);
     }
 
     /// Another node was asked for an endpoint.
@@ -357,6 +418,25 @@ impl Metrics {
             "",
             "Messages from the endpoint that waited to the other one (forth), and back",
             |traffic| traffic.messages,
+        );
+    }
+
+    pub(super) fn observe_gateways(&self, gateways: &Arc<Gateways>) {
+        let observed = |name, text, value: fn(&Gateways) -> usize| {
+            let gateways = Arc::downgrade(gateways);
+            let gauge = self.meter.u64_observable_gauge(name).with_description(text);
+            gauge
+                .with_callback(move |observer| {
+                    let Some(gateways) = gateways.upgrade() else { return };
+                    observer.observe(value(&gateways) as u64, &[]);
+                })
+                .build();
+        };
+        observed("remoteproxy.gateways", "Gateways that are registered", Gateways::len);
+        observed(
+            "remoteproxy.gateway.apps",
+            "Apps that are attached to the gateways of this node",
+            Gateways::app_count,
         );
     }
 

@@ -4,6 +4,7 @@
 //! All of it belongs to one node, not to the process. Nothing here ever sees a token, a nonce or
 //! payload; names, UUIDs and addresses are in traces and in the list of tunnels, never in metrics.
 
+mod gateways;
 mod journal;
 mod log;
 pub mod metrics;
@@ -15,6 +16,7 @@ mod tunnels;
 
 use std::sync::Arc;
 
+pub use self::gateways::{AppRecord, Bytes, GatewayGuard, GatewayRecord, Gateways};
 pub use self::journal::{Event, EventKind, Journal};
 pub use self::log::LogControl;
 pub use self::metrics::Metrics;
@@ -38,6 +40,8 @@ pub struct Telemetry {
     pub tracer: Tracer,
     /// The tunnels that stand.
     pub tunnels: Arc<Tunnels>,
+    /// The gateways that are registered, and their apps.
+    pub gateways: Arc<Gateways>,
     /// What happened lately.
     pub journal: Arc<Journal>,
 }
@@ -53,10 +57,12 @@ impl Telemetry {
         let tunnels = Arc::new(Tunnels::default());
         let exporters = Exporters::new(settings, node, name)?;
         let metrics = Metrics::new(settings.enabled, exporters.metrics, &exporters.resource);
+        let gateways = Arc::<Gateways>::default();
         metrics.observe_tunnels(&tunnels);
+        metrics.observe_gateways(&gateways);
         process::observe(&metrics);
         let tracer = Tracer::new(exporters.spans, &exporters.resource, Arc::clone(&metrics));
-        Ok(Self { metrics, tracer, tunnels, journal: Arc::default() })
+        Ok(Self { metrics, tracer, tunnels, gateways, journal: Arc::default() })
     }
 
     /// Looks at the runtime as long as it is polled.

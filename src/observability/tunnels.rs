@@ -79,13 +79,14 @@ pub struct TunnelFacts {
 }
 
 impl TunnelFacts {
-    /// `1`, `2`, or `mixed` if its endpoints are of different generations.
+    /// `1`, `2`, `3`, or `mixed` if its endpoints are of different generations.
     pub fn generation(&self) -> &'static str {
-        use crate::protocol::Generation::{One, Two};
+        use crate::protocol::Generation::{One, Three, Two};
         match (self.first.profile().generation, self.second.profile().generation) {
             (One, One) => "1",
             (Two, Two) => "2",
-            (One, Two) | (Two, One) => "mixed",
+            (Three, Three) => "3",
+            (One | Two | Three, One | Two | Three) => "mixed",
         }
     }
 }

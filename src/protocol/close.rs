@@ -53,8 +53,8 @@ pub enum Close {
     SilentGateway,
     /// The gateway asked for this app to be disconnected.
     Disconnected,
-    /// The gateway of this app has left.
-    GatewayLeft,
+    /// The app took data of its gateway so slowly that more than `tunnel_proxy.backlog` waited.
+    Backlog,
     /// A message of more than `limits.message_size` bytes.
     MessageTooLarge,
     /// The endpoint broke the rules of the transport (framing, masking, …).
@@ -74,11 +74,7 @@ impl Close {
     pub const fn code(self) -> u16 {
         match self {
             Self::OtherLeft | Self::Disconnected => 1000,
-            Self::OtherLost
-            | Self::GatewayLeft
-            | Self::Draining
-            | Self::Dismissed
-            | Self::Unresponsive => 1001,
+            Self::OtherLost | Self::Draining | Self::Dismissed | Self::Unresponsive => 1001,
             Self::TransportViolation => 1002,
             Self::InvalidText => 1007,
             Self::InvalidRequest
@@ -92,6 +88,7 @@ impl Close {
             | Self::AlreadyRegistered
             | Self::ForbiddenCall
             | Self::SilentGateway
+            | Self::Backlog
             | Self::Stalled => 1008,
             Self::RequestTooLarge | Self::MessageTooLarge => 1009,
             Self::Fault => 1011,
@@ -132,7 +129,7 @@ impl Close {
             }
             Self::SilentGateway => "Nothing came for too long. A server must ping.",
             Self::Disconnected => "The server disconnected this client.",
-            Self::GatewayLeft => "The server that this client was attached to has left.",
+            Self::Backlog => "Data was taken so slowly that too much was waiting.",
             Self::MessageTooLarge => "The message is too large for this server.",
             Self::TransportViolation => "The data violates the transport protocol.",
             Self::InvalidText => "A text message must be UTF-8.",
@@ -167,7 +164,7 @@ impl Close {
             Self::RegistrationUnavailable => "registration_unavailable",
             Self::SilentGateway => "silent_gateway",
             Self::Disconnected => "disconnected",
-            Self::GatewayLeft => "gateway_left",
+            Self::Backlog => "backlog",
             Self::MessageTooLarge => "message_too_large",
             Self::TransportViolation => "transport_violation",
             Self::InvalidText => "invalid_text",

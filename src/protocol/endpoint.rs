@@ -72,6 +72,11 @@ impl Endpoint {
         self.actions.pop_front()
     }
 
+    /// The rules that it keeps.
+    pub fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
     /// When [`Endpoint::handle_timeout`] must be called, if nothing else happens before.
     pub fn deadline(&self) -> Option<Instant> {
         match &self.state {
@@ -148,7 +153,9 @@ impl Endpoint {
         let State::Authenticating { request, key, profile, .. } = &self.state else { return };
         let params = match profile.generation {
             Generation::One => None,
-            Generation::Two => Some(json!({ "authenticationError": "AuthenticationErrorNoError" })),
+            Generation::Two | Generation::Three => {
+                Some(json!({ "authenticationError": "AuthenticationErrorNoError" }))
+            }
         };
         self.actions.push_back(Action::Send(success_response(*request, params)));
         self.actions.push_back(Action::Offer(*key));
@@ -167,7 +174,7 @@ impl Endpoint {
         let id = 1;
         let message = match profile.generation {
             Generation::One => notification(id, ESTABLISHED_GENERATION_1, None),
-            Generation::Two => {
+            Generation::Two | Generation::Three => {
                 let Identity { uuid, name } = &other.identity;
                 let params = json!({ "name": name, "uuid": uuid });
                 notification(id, ESTABLISHED_GENERATION_2, Some(params))
@@ -353,7 +360,7 @@ impl Endpoint {
         };
         let params = match generation {
             Generation::One => None,
-            Generation::Two => Some(json!({ "authenticationError": code })),
+            Generation::Two | Generation::Three => Some(json!({ "authenticationError": code })),
         };
         self.actions.push_back(Action::Send(error_response(request, error, params)));
         self.close(close);

@@ -13,6 +13,8 @@ pub enum Generation {
     One,
     /// Api 0.3: shows uuid and name, too.
     Two,
+    /// Api 0.6: a gateway or an app of the tunnel proxy.
+    Three,
 }
 
 /// Who an endpoint says it is; empty for generation 1. Nobody vouches for it.

@@ -88,7 +88,7 @@ pub async fn finish<'a>(
         Cause::Stopped(close) => (None, *close),
         Cause::Left(side, End::Left | End::Finished) => (Some(*side), Close::OtherLeft),
         Cause::Left(side, End::Failed | End::Lost(_)) => (Some(*side), Close::OtherLost),
-        Cause::Left(side, End::Fault(close)) => (Some(*side), *close),
+        Cause::Left(side, End::Fault(close) | End::Closed(close)) => (Some(*side), *close),
     };
     match cause {
         Cause::Stopped(close) => {
@@ -116,6 +116,7 @@ pub async fn finish<'a>(
 fn seen_by_the_other(end: &End) -> Close {
     match end {
         End::Left | End::Finished => Close::OtherLeft,
+        End::Closed(close) => *close,
         End::Failed | End::Lost(_) | End::Fault(_) => Close::OtherLost,
     }
 }
@@ -189,7 +190,9 @@ async fn deliver_and_close(pump: &mut Pump, leg: &mut dyn Leg, close: Close, pat
 /// Closes the leg that ended the tunnel.
 async fn close_ended(leg: &mut dyn Leg, end: End, patience: Duration) {
     match end {
-        End::Left | End::Finished | End::Failed => close_leg(leg, None, patience).await,
+        End::Left | End::Finished | End::Closed(_) | End::Failed => {
+            close_leg(leg, None, patience).await;
+        }
         End::Fault(close) => close_leg(leg, Some(close), patience).await,
         End::Lost(_) => {}
     }

@@ -5,7 +5,11 @@
 //! over to the task of the one that waited, which runs the tunnel; its own task ends.
 
 mod admission;
+mod app;
+mod enrolment;
+mod gateway;
 mod negotiation;
+mod probe;
 mod registry;
 mod stage;
 mod tunnel;
@@ -14,25 +18,28 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tracing::field::display;
 use tracing::{Instrument, Span, debug, error_span, field, info};
 
 use self::admission::{Admission, Ticket};
+use self::enrolment::{Enrolled, Hubs};
 use self::negotiation::{Outcome, negotiate};
+use self::probe::{Life, Probes};
 use self::registry::{NotWaiting, Partner, Registry};
 use crate::auth::Authenticator;
 use crate::cluster::client::Peers;
 use crate::cluster::{self, Attach, Incoming};
-use crate::config::{Limits, Timeouts};
+use crate::config::{Limits, Timeouts, TunnelProxy};
 use crate::ids::{ClientAddr, ConnectionId, OfferId};
 use crate::lifecycle::Lifecycle;
 use crate::observability::metrics::{ConnectionGauge, Stage, Step};
 use crate::observability::trace::{ConnectionTrace, Setup};
 use crate::observability::{EventKind, Telemetry};
 use crate::protocol::{Endpoint, Rules, ServerInfo};
-use crate::rendezvous::{Load, Offer, Rendezvous, Secret};
+use crate::rendezvous::{Directory, Load, Offer, Rendezvous, Secret};
 use crate::transport::{AcceptError, Accepted, Leg, Refusal, Socket, Transport};
 
 /// Connections that are told at once that there is no room. More are dropped without a word, as
@@ -53,6 +60,8 @@ pub struct Shared {
     pub authenticator: Arc<dyn Authenticator>,
     /// Where endpoints find each other.
     pub rendezvous: Arc<dyn Rendezvous>,
+    /// Where registered UUIDs are known.
+    pub directory: Arc<dyn Directory>,
     /// The way to other nodes, if there are any.
     pub peers: Option<Arc<Peers>>,
     /// Who this server is.
@@ -67,21 +76,25 @@ pub struct Shared {
     admission: Arc<Admission>,
     refusals: Semaphore,
     registry: Registry,
+    tunnel_proxy: TunnelProxy,
+    hubs: Hubs,
+    probes: Arc<Probes>,
 }
 
 impl Shared {
     /// Nobody is connected yet.
     pub fn new(
         authenticator: Arc<dyn Authenticator>,
-        rendezvous: Arc<dyn Rendezvous>,
+        (rendezvous, directory): (Arc<dyn Rendezvous>, Arc<dyn Directory>),
         peers: Option<Arc<Peers>>,
         server: ServerInfo,
         (lifecycle, telemetry): (Lifecycle, Telemetry),
-        (timeouts, limits): (Timeouts, Limits),
+        (timeouts, limits, tunnel_proxy): (Timeouts, Limits, TunnelProxy),
     ) -> Self {
         Self {
             authenticator,
             rendezvous,
+            directory,
             peers,
             server: Arc::new(server),
             lifecycle,
@@ -92,6 +105,9 @@ impl Shared {
             admission: Admission::new(limits),
             refusals: Semaphore::new(REFUSALS_AT_ONCE),
             registry: Registry::default(),
+            tunnel_proxy,
+            hubs: Hubs::default(),
+            probes: Arc::default(),
         }
     }
 
@@ -114,16 +130,16 @@ impl Shared {
         }
     }
 
-    fn rules(&self) -> Rules {
+    fn rules(&self, listener: &Listener) -> Rules {
+        let TunnelProxy { enabled, token, .. } = self.tunnel_proxy;
         Rules {
             inactivity: self.timeouts.inactivity,
             authentication: self.timeouts.authentication,
             waiting: self.timeouts.waiting,
             requests: self.requests,
-            // No listener speaks it yet.
-            tunnel_proxy: false,
-            token_for_gateways: false,
-            token_for_apps: false,
+            tunnel_proxy: enabled.unwrap_or(listener.is_local),
+            token_for_gateways: token.gateways(),
+            token_for_apps: token.apps(),
         }
     }
 }
@@ -212,7 +228,7 @@ async fn accept(
             metrics.step(Step::Handshake, began.elapsed());
             gauge.enter(Stage::Greeting);
             let server = Arc::clone(&shared.server);
-            let endpoint = Endpoint::new(server, shared.rules(), Instant::now());
+            let endpoint = Endpoint::new(server, shared.rules(listener), Instant::now());
             let (claimed, waited) = (None, Duration::ZERO);
             Some(Box::new(Party {
                 id,
@@ -278,6 +294,12 @@ async fn run(party: Box<Party>, shared: &Arc<Shared>) {
             Outcome::Bridged { party, bridged, claim } => {
                 tunnel::of_the_claiming(party, bridged, claim, shared).await;
             }
+            Outcome::Enrolled { party, enrolled: Enrolled::Gateway(enrolled) } => {
+                gateway::serve(party, enrolled, shared).await;
+            }
+            Outcome::Enrolled { party, enrolled: Enrolled::App(attachment) } => {
+                app::serve(party, *attachment, shared).await;
+            }
         }
     }
 }
@@ -297,7 +319,11 @@ impl Drop for Entry {
 }
 
 impl Attach for Shared {
-    fn attach(&self, offer: OfferId, secret: Secret, bridge: Incoming) {
+    fn attach(self: Arc<Self>, offer: OfferId, secret: Secret, mut bridge: Incoming) {
+        if let Some(app) = bridge.app.take() {
+            let serving = app::serve_bridged((offer, secret), app, bridge, Arc::clone(&self));
+            return self.lifecycle.spawn(serving);
+        }
         let attaching = bridge.attaching;
         let bridge = Box::new(bridge);
         let handed_over = match self.registry.waiting(offer, secret) {
@@ -317,6 +343,10 @@ impl Attach for Shared {
             attaching.ends(&self.telemetry.tracer, Some(refusal.label()));
             bridge.answer.refuse(refusal);
         }
+    }
+
+    fn probe(self: Arc<Self>, registration: OfferId, secret: Secret) -> BoxFuture<'static, bool> {
+        async move { self.probes.ask(registration, Some(secret)).await == Life::Alive }.boxed()
     }
 }
 

@@ -12,6 +12,7 @@ use futures_util::FutureExt;
 use tokio::time::{sleep, sleep_until};
 use tracing::{debug, info, warn};
 
+use super::enrolment::{self, Enrolled};
 use super::registry::{NotWaiting, Partner};
 use super::stage::{Claim, Coming, Event, Stage, poll_event};
 use super::tunnel::profile_of;
@@ -22,7 +23,7 @@ use crate::cluster::{Bridged, Refusal};
 use crate::observability::metrics::{self, Step};
 use crate::observability::trace::{Bridging, Ended, Setup};
 use crate::observability::{EventKind, Telemetry};
-use crate::protocol::{Action, Close, PairingKey, TunnelProxyError, Verdict};
+use crate::protocol::{Action, Close, PairingKey, Role, Token, Verdict};
 use crate::relay::close_leg;
 use crate::rendezvous::{Answer, Home, Offer, Waiting};
 use crate::transport::End;
@@ -43,6 +44,8 @@ pub(super) enum Outcome {
     Met { first: Box<Party>, partner: Partner, entry: Entry },
     /// The partner was fetched from its node.
     Bridged { party: Box<Party>, bridged: Bridged, claim: Claim },
+    /// It is registered with the tunnel proxy.
+    Enrolled { party: Box<Party>, enrolled: Enrolled },
 }
 
 /// Serves a connection until it has a partner or is over. It may have waited before, elsewhere.
@@ -73,15 +76,15 @@ pub(super) async fn negotiate(mut party: Box<Party>, shared: &Arc<Shared>) -> Ou
                 Some(Action::Send(message)) => send(&mut *party.leg, message).await,
                 Some(Action::Authenticate(token)) => {
                     let verdict = Arc::clone(&shared.authenticator).authenticate(token);
-                    stage = Stage::Authenticating { verdict, since: Instant::now() };
+                    let since = Instant::now();
+                    stage = Stage::Authenticating { verdict, since, role: None };
                 }
                 Some(Action::Offer(key)) => {
                     party.ticket.authenticated();
                     stage = offer(key, &party, shared);
                 }
-                // Not offered yet.
-                Some(Action::Register { .. }) => {
-                    party.endpoint.registered(Err(TunnelProxyError::InternalServerError));
+                Some(Action::Register { role, token }) => {
+                    (party, stage) = register(party, role, token, shared);
                 }
                 Some(Action::Close(close)) => return over(party, stage, Some(close), shared).await,
             },
@@ -90,12 +93,8 @@ pub(super) async fn negotiate(mut party: Box<Party>, shared: &Arc<Shared>) -> Ou
                 busy = true;
             }
             Event::Verdict(verdict) => {
-                if let Stage::Authenticating { since, .. } = stage {
-                    note(&verdict, since, &party, shared);
-                }
-                stage = Stage::Greeting;
-                party.endpoint.authenticated(Instant::now(), told(verdict));
                 busy = true;
+                (party, stage) = judged(party, stage, verdict, shared);
             }
             Event::Answer(answer) => {
                 busy = true;
@@ -119,6 +118,18 @@ pub(super) async fn negotiate(mut party: Box<Party>, shared: &Arc<Shared>) -> Ou
                     Err(error) => not_bridged(&mut party, claim, &error, shared),
                 };
             }
+            Event::Registered(result) => {
+                busy = true;
+                if let Stage::Registering { role, .. } = stage {
+                    enrolment::note(role, result.as_ref().err().copied(), shared);
+                }
+                stage = Stage::Greeting;
+                party.endpoint.registered(result.as_ref().map(|_| ()).map_err(|error| *error));
+                // What is refused is closed when that has been said.
+                if let Ok(enrolled) = result {
+                    return registered(party, enrolled, shared).await;
+                }
+            }
             Event::Retry => {
                 if let Stage::Retrying { key, .. } = stage {
                     stage = offer(key, &party, shared);
@@ -132,19 +143,54 @@ pub(super) async fn negotiate(mut party: Box<Party>, shared: &Arc<Shared>) -> Ou
                 }
             }
             Event::Draining => return over(party, stage, Some(Close::Draining), shared).await,
-            Event::Ended(End::Fault(close)) => {
-                return over(party, stage, Some(close), shared).await;
-            }
-            Event::Ended(End::Left | End::Finished | End::Failed) => {
-                return over(party, stage, None, shared).await;
-            }
-            Event::Ended(End::Lost(error)) => {
-                debug!(%error, "connection lost");
-                shared.telemetry.metrics.connection_closed("lost");
-                party.trace.ends(Ended::Lost);
-                return withdraw(stage, "lost", shared);
-            }
+            Event::Ended(end) => return ended(party, stage, end, shared).await,
         }
+    }
+}
+
+/// Acts on what came of a token.
+fn judged(
+    mut party: Box<Party>,
+    stage: Stage,
+    verdict: auth::Verdict,
+    shared: &Arc<Shared>,
+) -> (Box<Party>, Stage) {
+    let Stage::Authenticating { since, role, .. } = stage else { return (party, stage) };
+    note(&verdict, since, &party, shared);
+    let verdict = told(verdict);
+    party.endpoint.authenticated(Instant::now(), verdict);
+    match role {
+        Some(role) if verdict == Verdict::Valid => register(party, role, None, shared),
+        Some(_) | None => (party, Stage::Greeting),
+    }
+}
+
+/// Registers the endpoint with the tunnel proxy, once its token has been checked if it needs one.
+fn register(
+    party: Box<Party>,
+    role: Role,
+    token: Option<Token>,
+    shared: &Arc<Shared>,
+) -> (Box<Party>, Stage) {
+    if let Some(token) = token {
+        let verdict = Arc::clone(&shared.authenticator).authenticate(token);
+        let since = Instant::now();
+        return (party, Stage::Authenticating { verdict, since, role: Some(role) });
+    }
+    let label = match role {
+        Role::Gateway(_) => "gateway",
+        Role::App(_) => "app",
+    };
+    let (party, enrolling) = enrolment::enrol(party, role, shared);
+    (party, Stage::Registering { enrolling, role: label })
+}
+
+/// Tells the endpoint that it is registered, before anything else can reach it.
+async fn registered(mut party: Box<Party>, enrolled: Enrolled, shared: &Arc<Shared>) -> Outcome {
+    party.ticket.authenticated();
+    match say_the_last(&mut party).await {
+        Some(close) => over(party, Stage::Greeting, Some(close), shared).await,
+        None => Outcome::Enrolled { party, enrolled },
     }
 }
 
@@ -231,7 +277,7 @@ fn answered(
             let call = async move {
                 match (&shared.peers, profile) {
                     (Some(peers), Some(profile)) => {
-                        peers.bridge(&address, (id, secret), &profile, &its).await
+                        peers.bridge(&address, (id, secret), (&profile, None), &its).await
                     }
                     _ => Err(BridgeError::Address(address)),
                 }
@@ -260,6 +306,7 @@ fn met(mut party: Box<Party>, stage: Stage, partner: Partner, shared: &Shared) -
         Stage::Offering { entry, .. } => Outcome::Met { first: party, partner, entry },
         Stage::Greeting
         | Stage::Authenticating { .. }
+        | Stage::Registering { .. }
         | Stage::Bridging { .. }
         | Stage::Retrying { .. } => Outcome::Over,
     }
@@ -349,6 +396,20 @@ async fn say_the_last(party: &mut Party) -> Option<Close> {
     None
 }
 
+/// The endpoint has ended the connection, or must be given up.
+async fn ended(mut party: Box<Party>, stage: Stage, end: End, shared: &Arc<Shared>) -> Outcome {
+    match end {
+        End::Fault(close) | End::Closed(close) => over(party, stage, Some(close), shared).await,
+        End::Left | End::Finished | End::Failed => over(party, stage, None, shared).await,
+        End::Lost(error) => {
+            debug!(%error, "connection lost");
+            shared.telemetry.metrics.connection_closed("lost");
+            party.trace.ends(Ended::Lost);
+            withdraw(stage, "lost", shared)
+        }
+    }
+}
+
 /// Ends the connection. Its place in the rendezvous is free before the goodbye is said.
 async fn over(
     mut party: Box<Party>,
@@ -392,7 +453,10 @@ fn withdraw(stage: Stage, why: &'static str, shared: &Arc<Shared>) -> Outcome {
             shared.rendezvous.give_back(claim.key, claim.owner, claim.claimer);
             return Outcome::Over;
         }
-        Stage::Greeting | Stage::Authenticating { .. } | Stage::Retrying { .. } => {
+        Stage::Greeting
+        | Stage::Authenticating { .. }
+        | Stage::Registering { .. }
+        | Stage::Retrying { .. } => {
             return Outcome::Over;
         }
     };

@@ -10,6 +10,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::Sleep;
 
 use super::Entry;
+use super::enrolment::{Enrolled, Enrolling};
 use super::registry::Partner;
 use crate::auth;
 use crate::cluster::Bridged;
@@ -17,7 +18,7 @@ use crate::cluster::client::BridgeError;
 use crate::ids::OfferId;
 use crate::observability::metrics;
 use crate::observability::trace::Bridging;
-use crate::protocol::{Chunk, PairingKey};
+use crate::protocol::{Chunk, PairingKey, Role, TunnelProxyError};
 use crate::rendezvous::Answer;
 use crate::trace_parent::TraceParent;
 use crate::transport::{End, Leg};
@@ -28,6 +29,12 @@ pub(super) enum Stage {
     Authenticating {
         verdict: BoxFuture<'static, auth::Verdict>,
         since: Instant,
+        /// What it wants to be registered as, if that is what it shows a token for.
+        role: Option<Role>,
+    },
+    Registering {
+        enrolling: Enrolling,
+        role: &'static str,
     },
     Offering {
         entry: Entry,
@@ -77,6 +84,7 @@ pub(super) enum Event {
     /// The rendezvous may have lost the entry.
     EntryLost,
     Bridge(Result<Bridged, BridgeError>),
+    Registered(Result<Enrolled, TunnelProxyError>),
     Retry,
     Deadline,
     Draining,
@@ -120,6 +128,7 @@ impl Stage {
         match self {
             Self::Greeting => metrics::Stage::Greeting,
             Self::Authenticating { .. } => metrics::Stage::Authenticating,
+            Self::Registering { .. } => metrics::Stage::Registering,
             Self::Offering { .. } => metrics::Stage::Offering,
             Self::Waiting { .. } => metrics::Stage::Waiting,
             Self::Bridging { .. } | Self::Retrying { .. } => metrics::Stage::Bridging,
@@ -130,6 +139,7 @@ impl Stage {
         match self {
             Self::Greeting => Poll::Pending,
             Self::Authenticating { verdict, .. } => verdict.poll_unpin(cx).map(Event::Verdict),
+            Self::Registering { enrolling, .. } => enrolling.poll_unpin(cx).map(Event::Registered),
             Self::Offering { answer, partner, .. } => match poll_partner(partner, cx) {
                 Poll::Pending => answer.poll_unpin(cx).map(Event::Answer),
                 ready @ Poll::Ready(_) => ready,

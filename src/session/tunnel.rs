@@ -10,6 +10,7 @@ use std::time::Instant;
 use tracing::field::display;
 use tracing::{Span, info};
 
+use super::enrolment::Place;
 use super::registry::Partner;
 use super::stage::Claim;
 use super::{Entry, Party, Shared, send};
@@ -91,7 +92,7 @@ async fn to_there(
     shared: &Arc<Shared>,
 ) {
     let (id, setup) = (entry.offer.id, entry.setup.place());
-    let Incoming { profile: profile_of_second, node, attaching, answer } = bridge;
+    let Incoming { profile: profile_of_second, node, attaching, answer, .. } = bridge;
     let tracer = &shared.telemetry.tracer;
     let since = Instant::now();
     let told = introduce(&mut first, &profile_of_second, shared).await;
@@ -159,7 +160,7 @@ pub(super) fn profile_of(party: &Party) -> Option<Profile> {
     party.endpoint.offer().map(|(_, profile)| profile.clone())
 }
 
-fn here(party: &Party, profile: Profile) -> Endpoint {
+pub(super) fn here(party: &Party, profile: Profile) -> Endpoint {
     Endpoint::Here { connection: party.id, client_addr: party.client_addr, profile }
 }
 
@@ -180,14 +181,19 @@ async fn introduce(party: &mut Party, other: &Profile, shared: &Shared) -> Resul
 }
 
 /// The endpoint of this node has its tunnel.
-fn established(party: &mut Party, setup: Option<TraceParent>, since: Instant, shared: &Shared) {
+pub(super) fn established(
+    party: &mut Party,
+    setup: Option<TraceParent>,
+    since: Instant,
+    shared: &Shared,
+) {
     party.gauge.enter(Stage::Tunnel);
     party.trace.ends(Ended::Paired(setup));
     shared.telemetry.metrics.step(Step::Introduce, since.elapsed());
 }
 
 /// How long the set-up took, for the endpoint whose coming completed it.
-fn took(second: &Party, shared: &Shared) {
+pub(super) fn took(second: &Party, shared: &Shared) {
     let total = second.trace.began().elapsed().saturating_sub(second.waited);
     shared.telemetry.metrics.step(Step::Total, total);
 }
@@ -212,20 +218,24 @@ async fn refuse(
 }
 
 /// Whose entry in the rendezvous a tunnel has.
-enum Held {
+pub(super) enum Held {
     /// Our endpoint waited for it.
     ByUs(Entry),
     /// The other node's endpoint did.
     ByOther(PairingKey),
+    /// It has none; our endpoint has registered a UUID.
+    Uuid(Place),
+    /// Neither.
+    ByNobody,
 }
 
 /// A tunnel with its place in its trace.
-struct Standing {
+pub(super) struct Standing {
     guard: TunnelGuard,
     setup: Option<TraceParent>,
 }
 
-fn begin(facts: TunnelFacts, setup: Option<TraceParent>, shared: &Shared) -> Standing {
+pub(super) fn begin(facts: TunnelFacts, setup: Option<TraceParent>, shared: &Shared) -> Standing {
     let (tunnel, kind) = (facts.id, facts.kind.label());
     let second = match &facts.second {
         Endpoint::Here { connection, .. } => Some(display(connection)),
@@ -244,7 +254,7 @@ fn begin(facts: TunnelFacts, setup: Option<TraceParent>, shared: &Shared) -> Sta
 }
 
 /// Relays until the tunnel ends, and says what it did.
-async fn run(
+pub(super) async fn run(
     tunnel: Standing,
     (first, second): (&mut dyn Leg, &mut dyn Leg),
     held: Held,
@@ -264,11 +274,12 @@ async fn run(
     // The key is free before the goodbyes are said: an endpoint may come back at once.
     match held {
         Held::ByUs(entry) => drop(entry),
+        Held::Uuid(place) => drop(place),
         // Its node may be dead, and the key is not to be taken until its lease is over.
         Held::ByOther(key) if ended.has_lost(Side::First) => {
             shared.rendezvous.release(key, record.facts.id);
         }
-        Held::ByOther(_) => {}
+        Held::ByOther(_) | Held::ByNobody => {}
     }
     let report = relay::finish(first, second, ended, patience).await;
     record.meter.set(report.forth, report.back);

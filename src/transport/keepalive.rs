@@ -70,6 +70,11 @@ impl Keepalive {
         tells
     }
 
+    /// Whether what was probed for has still to be heard.
+    pub(super) fn is_probed(&self) -> bool {
+        self.probed_until.is_some()
+    }
+
     /// All that came in has been read.
     pub(super) fn caught_up(&mut self) {
         self.caught_up = true;

@@ -63,6 +63,11 @@ pub trait Leg: Send {
     /// not do anything.
     fn probe(&mut self, _cx: &mut Context<'_>, _within: Duration) {}
 
+    /// Whether a sign of life that was asked for has still to come.
+    fn is_probed(&self) -> bool {
+        false
+    }
+
     /// Says goodbye behind all data that was taken. No effect if the endpoint has done so already.
     fn send_close(&mut self, cx: &mut Context<'_>, close: Close);
 
@@ -81,6 +86,8 @@ pub enum End {
     /// The endpoint sends nothing more, but still takes data: byte streams can end by halves.
     /// [`Leg::poll_recv`] has nothing more to say from now on, all else goes on.
     Finished,
+    /// The other end of the tunnel has closed it for this reason, which the endpoint is to be told.
+    Closed(Close),
     /// The endpoint said goodbye because something went wrong over there: what it sent must not be
     /// taken for complete.
     Failed,

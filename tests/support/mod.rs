@@ -5,6 +5,7 @@
 
 pub mod cluster;
 pub mod redis;
+pub mod tunnel_proxy;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;

@@ -49,6 +49,8 @@ pub struct ConnectionTrace {
 pub enum Ended {
     /// It has a tunnel, with this set-up.
     Paired(Option<TraceParent>),
+    /// It is a gateway.
+    Registered,
     /// This node closed it.
     Closed(Close),
     /// The client left.
@@ -203,6 +205,7 @@ impl ConnectionTrace {
         }
         let (outcome, error, setup) = match ended {
             Ended::Paired(setup) => ("paired", None, setup),
+            Ended::Registered => ("registered", None, None),
             Ended::Closed(close) => (close.class(), Some(close.class()), None),
             Ended::Left => ("left", None, None),
             Ended::Lost => ("lost", Some("lost"), None),

@@ -270,6 +270,10 @@ impl<W: Wire> Leg for WebSocketLeg<W> {
         }
     }
 
+    fn is_probed(&self) -> bool {
+        self.keepalive.is_probed()
+    }
+
     fn send_close(&mut self, cx: &mut Context<'_>, close: Close) {
         if !self.said_goodbye {
             self.stage_part();
@@ -287,7 +291,7 @@ impl<W: Wire> Leg for WebSocketLeg<W> {
             }
             match ready!(self.poll_recv(cx)) {
                 Ok(_) | Err(End::Fault(_)) => {}
-                Err(End::Left | End::Finished | End::Failed | End::Lost(_)) => {
+                Err(End::Left | End::Finished | End::Failed | End::Closed(_) | End::Lost(_)) => {
                     return Poll::Ready(());
                 }
             }

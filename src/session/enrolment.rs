@@ -1,0 +1,327 @@
+//! How a connection is registered with the tunnel proxy: its UUID is claimed in the directory, and
+//! an app is attached to its gateway, on whichever node that is.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::app::{Attachment, Far};
+use super::gateway::{Enrolled as Gateway, Hub, NotAttached};
+use super::probe::{Life, Listed};
+use super::{Party, Shared, error_chain};
+use crate::cluster::client::BridgeError;
+use crate::cluster::{AppCall, Refusal};
+use crate::ids::OfferId;
+use crate::observability::trace::{Bridging, Setup};
+use crate::observability::{AppRecord, EventKind, GatewayRecord, Telemetry};
+use crate::protocol::{App, Generation, Identity, Profile, Role, TunnelProxyError, braced};
+use crate::rendezvous::{self, Holder, Home, Registered, Registration};
+use crate::trace_parent::TraceParent;
+
+/// How often a UUID is asked for, if whoever has it turns out to be gone.
+const TRIES: usize = 3;
+
+/// A connection that is registered, and still to be told so.
+pub(super) enum Enrolled {
+    Gateway(Gateway),
+    App(Box<Attachment>),
+}
+
+/// What will come of a registration.
+pub(super) type Enrolling = BoxFuture<'static, Result<Enrolled, TunnelProxyError>>;
+
+/// A UUID's place in the directory, given back when dropped.
+pub(super) struct Place {
+    registration: Registration,
+    lost: CancellationToken,
+    shared: Arc<Shared>,
+    /// Who comes for the UUID has its holder asked for a sign of life.
+    _listed: Listed,
+}
+
+impl Place {
+    pub(super) fn id(&self) -> OfferId {
+        self.registration.id
+    }
+
+    /// Done when another endpoint has got the UUID after all.
+    pub(super) async fn lost(&self) {
+        self.lost.cancelled().await;
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.shared.directory.unregister(self.registration.uuid, self.registration.id);
+    }
+}
+
+/// The gateways of this node.
+#[derive(Default)]
+pub(super) struct Hubs {
+    by_id: Mutex<HashMap<OfferId, Arc<Hub>>>,
+}
+
+impl Hubs {
+    pub(super) fn get(&self, id: OfferId) -> Option<Arc<Hub>> {
+        self.lock().get(&id).cloned()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<OfferId, Arc<Hub>>> {
+        // Each change is a single step: what a panicking thread left behind is in order.
+        self.by_id.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Keeps a gateway among those of this node.
+pub(super) struct Open {
+    id: OfferId,
+    shared: Arc<Shared>,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.shared.hubs.lock().remove(&self.id);
+    }
+}
+
+/// Begins to register a connection. From now on its leg hears when somebody asks for a sign of life.
+pub(super) fn enrol(
+    mut party: Box<Party>,
+    role: Role,
+    shared: &Arc<Shared>,
+) -> (Box<Party>, Enrolling) {
+    let (uuid, kind) = match &role {
+        Role::Gateway(gateway) => (gateway.uuid, rendezvous::Role::Gateway),
+        Role::App(app) => (app.uuid, rendezvous::Role::App),
+    };
+    let registration = Registration::new(uuid, kind);
+    let asked = (registration.id, registration.secret);
+    let leg = party.leg;
+    let (leg, listed) = shared.probes.listen(asked, leg);
+    party.leg = leg;
+    let place = Place {
+        registration,
+        lost: CancellationToken::new(),
+        shared: Arc::clone(shared),
+        _listed: listed,
+    };
+    let enrolling = match role {
+        Role::Gateway(gateway) => {
+            let profile = profile_of(uuid, &gateway.name);
+            let of = (party.id, party.client_addr);
+            let record = GatewayRecord::new(registration.id, of, (uuid, gateway.name));
+            enrol_gateway(place, record, profile).boxed()
+        }
+        Role::App(app) => {
+            let peer_address = party.client_addr.to_string();
+            enrol_app(place, app, peer_address, party.trace.place()).boxed()
+        }
+    };
+    (party, enrolling)
+}
+
+fn profile_of(uuid: uuid::Uuid, name: &str) -> Profile {
+    let identity = Identity { uuid: braced(uuid), name: name.into() };
+    Profile { generation: Generation::Three, identity }
+}
+
+async fn enrol_gateway(
+    place: Place,
+    record: GatewayRecord,
+    profile: Profile,
+) -> Result<Enrolled, TunnelProxyError> {
+    let Registration { id, secret, .. } = place.registration;
+    let shared = Arc::clone(&place.shared);
+    let hub = Hub::new(Arc::new(record), profile, secret, shared.tunnel_proxy.backlog);
+    // Apps may come as soon as the directory knows it.
+    shared.hubs.lock().insert(id, Arc::clone(&hub));
+    let open = Open { id, shared: Arc::clone(&shared) };
+    let place = claim(place).await?;
+    Ok(Enrolled::Gateway(Gateway { hub, place, open }))
+}
+
+async fn enrol_app(
+    place: Place,
+    app: App,
+    peer_address: String,
+    connection: Option<TraceParent>,
+) -> Result<Enrolled, TunnelProxyError> {
+    let shared = Arc::clone(&place.shared);
+    let id = place.id();
+    let setup = Setup::new(&shared.telemetry.tracer, connection);
+    let attached = attach(place, &app, &peer_address, (&setup, connection)).await;
+    let outcome = match &attached {
+        Ok((_, far)) => Ok(far.kind()),
+        Err(error) => Err(class_of(*error)),
+    };
+    setup.ends(id, None, outcome);
+    let (place, far) = attached?;
+    let profile = profile_of(app.uuid, &app.name);
+    Ok(Enrolled::App(Box::new(Attachment { place, far, profile, setup: setup.place() })))
+}
+
+/// Claims the UUID of an app, and attaches it.
+async fn attach(
+    place: Place,
+    app: &App,
+    peer_address: &str,
+    (setup, connection): (&Setup, Option<TraceParent>),
+) -> Result<(Place, Far), TunnelProxyError> {
+    let shared = Arc::clone(&place.shared);
+    let mut gateway = find(app, &shared).await?;
+    let place = claim(place).await?;
+    for _ in 0..TRIES {
+        let gone = gateway.id;
+        let attached = match gateway.home {
+            Home::Here => attach_here(&place, gone, app, peer_address, &shared),
+            Home::There { address, secret, .. } => {
+                let tracer = &shared.telemetry.tracer;
+                let bridging = Bridging::new(tracer, setup.place(), connection);
+                let profile = profile_of(app.uuid, &app.name);
+                let call = AppCall { id: place.id(), peer_address: peer_address.into() };
+                let Some(peers) = &shared.peers else {
+                    return Err(TunnelProxyError::InternalServerError);
+                };
+                let offer = (gone, secret);
+                let called =
+                    peers.bridge(&address, offer, (&profile, Some(&call)), &bridging).await;
+                called.map(Far::There).map_err(|error| not_bridged(gone, &error))
+            }
+        };
+        match attached {
+            Ok(far) => return Ok((place, far)),
+            Err(Some(error)) => return Err(error),
+            Err(None) => {
+                shared.directory.unregister(app.gateway, gone);
+                gateway = find(app, &shared).await?;
+            }
+        }
+    }
+    Err(TunnelProxyError::ServerNotFound)
+}
+
+async fn find(app: &App, shared: &Arc<Shared>) -> Result<Holder, TunnelProxyError> {
+    match Arc::clone(&shared.directory).find_gateway(app.gateway).await {
+        Ok(Some(holder)) => Ok(holder),
+        Ok(None) => Err(TunnelProxyError::ServerNotFound),
+        Err(_unavailable) => Err(TunnelProxyError::InternalServerError),
+    }
+}
+
+/// The far end of an app whose gateway is on this node; `Err(None)` if that one is gone.
+fn attach_here(
+    place: &Place,
+    gateway: OfferId,
+    app: &App,
+    peer_address: &str,
+    shared: &Shared,
+) -> Result<Far, Option<TunnelProxyError>> {
+    let Some(hub) = shared.hubs.get(gateway) else { return Err(None) };
+    let record = app_record(place.id(), app, peer_address, None);
+    match hub.attach(app.clone(), record) {
+        Ok(port) => Ok(Far::Here { hub, port: Box::new(port) }),
+        Err(NotAttached::Gone) => Err(None),
+        Err(NotAttached::Full) => Err(Some(TunnelProxyError::InternalServerError)),
+    }
+}
+
+/// The record of an app, for the address that it will get.
+pub(super) fn app_record(
+    id: OfferId,
+    app: &App,
+    peer_address: &str,
+    node: Option<String>,
+) -> impl FnOnce(u16) -> AppRecord {
+    let (uuid, name, peer_address) = (app.uuid, app.name.clone(), peer_address.to_owned());
+    move |socket_address| AppRecord::new(id, (uuid, name), (peer_address, node), socket_address)
+}
+
+/// What an app is told whose gateway could not be reached; `None` if that one is gone.
+fn not_bridged(gateway: OfferId, error: &BridgeError) -> Option<TunnelProxyError> {
+    match error {
+        BridgeError::Refused(Refusal::Gone) => None,
+        BridgeError::Refused(
+            Refusal::Taken | Refusal::Denied | Refusal::Version(_) | Refusal::Loop,
+        )
+        | BridgeError::Address(_)
+        | BridgeError::Unreachable(_)
+        | BridgeError::Timeout
+        | BridgeError::Answer => {
+            warn!(%gateway, error = %error_chain(error), "no bridge to the gateway's node");
+            Some(TunnelProxyError::InternalServerError)
+        }
+    }
+}
+
+/// Claims a UUID in the directory. If it is another endpoint's, that one must be alive.
+async fn claim(mut place: Place) -> Result<Place, TunnelProxyError> {
+    let (registration, shared) = (place.registration, Arc::clone(&place.shared));
+    for _ in 0..TRIES {
+        let holder = match Arc::clone(&shared.directory).register(registration).await {
+            Ok(Registered::Yes { lost }) => {
+                place.lost = lost;
+                return Ok(place);
+            }
+            Ok(Registered::Conflict(holder)) => holder,
+            Err(_unavailable) => return Err(TunnelProxyError::InternalServerError),
+        };
+        let id = holder.id;
+        let life = ask(holder, &shared).await?;
+        shared.telemetry.metrics.probed(life.label());
+        match life {
+            Life::Alive => {
+                info!(uuid = %registration.uuid, holder = %id, "a UUID is registered already");
+                return Err(TunnelProxyError::AlreadyRegistered);
+            }
+            Life::Gone => {
+                info!(uuid = %registration.uuid, holder = %id, "who had this UUID is given up");
+                shared.directory.unregister(registration.uuid, id);
+            }
+        }
+    }
+    Err(TunnelProxyError::AlreadyRegistered)
+}
+
+/// Whether the one that has a UUID gives a sign of life.
+async fn ask(holder: Holder, shared: &Shared) -> Result<Life, TunnelProxyError> {
+    match (holder.home, &shared.peers) {
+        (Home::Here, _) => Ok(shared.probes.ask(holder.id, None).await),
+        (Home::There { address, secret, .. }, Some(peers)) => {
+            let alive = peers.probe(&address, (holder.id, secret)).await;
+            let alive = alive.map_err(|error| {
+                debug!(error = %error_chain(&error), "who has a UUID cannot be asked");
+                TunnelProxyError::InternalServerError
+            })?;
+            Ok(if alive { Life::Alive } else { Life::Gone })
+        }
+        (Home::There { .. }, None) => Err(TunnelProxyError::InternalServerError),
+    }
+}
+
+/// Counts what came of a registration, and notes it if it is refused.
+pub(super) fn note(role: &'static str, error: Option<TunnelProxyError>, shared: &Shared) {
+    let Telemetry { metrics, journal, .. } = &shared.telemetry;
+    metrics.registration(role, error.map_or("registered", class_of));
+    if let Some(error) = error {
+        info!(role, reason = %error, "registration refused");
+        journal.note(EventKind::Refused, format!("registration of a {role} refused: {error}"));
+    }
+}
+
+/// A short constant name for logs and metric labels.
+fn class_of(error: TunnelProxyError) -> &'static str {
+    match error {
+        TunnelProxyError::InvalidUuid => "invalid_uuid",
+        TunnelProxyError::InternalServerError => "internal_server_error",
+        TunnelProxyError::ServerNotFound => "server_not_found",
+        TunnelProxyError::ForbiddenCall => "forbidden_call",
+        TunnelProxyError::AlreadyRegistered => "already_registered",
+        TunnelProxyError::NotRegistered => "not_registered",
+        TunnelProxyError::UnknownSocketAddress => "unknown_socket_address",
+    }
+}

@@ -1,0 +1,354 @@
+//! Moves data between a gateway's leg and the lanes of its apps. Polled by the gateway's task.
+
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt;
+use tokio::time::{Sleep, sleep_until};
+use tracing::{debug, warn};
+
+use super::hub::{Hub, Newcomer};
+use super::lane::{Goodbye, Lane, Pushed, Up};
+use crate::observability::{AppRecord, Metrics};
+use crate::protocol::slip::{self, Decoder, PROXY_ADDRESS};
+use crate::protocol::{Chunk, Close, ControlAction, GatewayControl, TunnelProxyError};
+use crate::transport::{End, Leg};
+
+/// Frames are put together up to this many bytes, and then sent as one message.
+const BLOCK: usize = 64 * 1024;
+/// What an app may send in one turn, in bytes; then it is the next one's turn.
+const TURN: usize = 16 * 1024;
+/// Frames and messages handled in one go; other tasks of this thread get their turn behind them.
+const STEPS_PER_POLL: usize = 64;
+/// An app whose backlog is full must take half of it within this time, for which the gateway is
+/// not read. It keeps apps alive that are a little slower than their gateway, and costs the others
+/// no more than this once.
+const GRACE: Duration = Duration::from_millis(250);
+/// When there is nothing to wait for.
+const FAR_AWAY: Duration = Duration::from_hours(1);
+
+/// Why a gateway is over.
+pub(super) enum Over {
+    /// It has ended its connection, or that broke.
+    Ended(End),
+    /// It is to be closed with this.
+    Closed(Close),
+}
+
+/// See the module.
+pub(super) struct Driver<'a> {
+    leg: &'a mut dyn Leg,
+    hub: Arc<Hub>,
+    metrics: &'a Metrics,
+    control: GatewayControl,
+    /// The gateway's requests are answered; only then the next one is read.
+    answered: bool,
+    apps: HashMap<u16, Attached>,
+    decoder: Decoder,
+    /// What has come from the gateway and is not taken apart yet.
+    input: Bytes,
+    /// The app that the gateway has to wait for, and until when.
+    full: Option<(u16, Instant)>,
+    /// Frames for the gateway.
+    out: BytesMut,
+    flushed: bool,
+    closing: Option<Close>,
+    timer: Pin<Box<Sleep>>,
+    /// The node drains: once it has no app, it is closed.
+    last: bool,
+}
+
+struct Attached {
+    lane: Arc<Lane>,
+    record: Arc<AppRecord>,
+}
+
+impl<'a> Driver<'a> {
+    pub(super) fn new(
+        leg: &'a mut dyn Leg,
+        hub: Arc<Hub>,
+        control: GatewayControl,
+        metrics: &'a Metrics,
+    ) -> Self {
+        Self {
+            leg,
+            hub,
+            metrics,
+            control,
+            answered: true,
+            apps: HashMap::new(),
+            decoder: Decoder::default(),
+            input: Bytes::new(),
+            full: None,
+            out: BytesMut::new(),
+            flushed: false,
+            closing: None,
+            timer: Box::pin(sleep_until((Instant::now() + FAR_AWAY).into())),
+            last: false,
+        }
+    }
+
+    /// Runs until the gateway is over. May be dropped and called again.
+    pub(super) async fn run(&mut self) -> Over {
+        poll_fn(|cx| self.poll(cx)).await
+    }
+
+    /// The gateway is to be closed, behind what it is still to be told.
+    pub(super) fn close(&mut self, close: Close) {
+        self.control.close(close);
+    }
+
+    /// Whether it is closed as soon as it has no apps.
+    pub(super) fn is_last(&self) -> bool {
+        self.last
+    }
+
+    /// It is closed as soon as it has no apps.
+    pub(super) fn is_last_of_its_node(&mut self) {
+        self.last = true;
+    }
+
+    /// All its apps are closed, behind what was accepted for them.
+    pub(super) fn end(&mut self, why: Goodbye) {
+        for (address, app) in self.apps.drain() {
+            app.lane.end(why, false);
+            app.lane.refuse_up();
+            self.hub.record.detached(address);
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Over> {
+        // First: whatever happens from now on wakes this task.
+        self.hub.listen(cx);
+        if let Poll::Ready(end) = self.leg.poll_health(cx) {
+            return Poll::Ready(Over::Ended(end));
+        }
+        if self.last && self.apps.is_empty() {
+            self.control.close(Close::Draining);
+        }
+        for _ in 0..STEPS_PER_POLL {
+            let moved = self.poll_out(cx).and_then(|out| Ok(out | self.poll_in(cx)?));
+            match moved {
+                Ok(true) => {}
+                Ok(false) if self.poll_timer(cx) => {}
+                Ok(false) => return Poll::Pending,
+                Err(over) => return Poll::Ready(over),
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn due(&self) -> Instant {
+        let until = self.full.map(|(_, until)| until);
+        let due = [self.control.deadline(), until].into_iter().flatten().min();
+        due.unwrap_or_else(|| Instant::now() + FAR_AWAY)
+    }
+
+    /// Does what is due. True if anything was.
+    fn poll_timer(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut rang = false;
+        let due = self.due();
+        // Moved only when it must ring earlier: resetting it for each message would cost more than
+        // waking up once for nothing.
+        if due < self.timer.deadline().into_std() {
+            self.timer.as_mut().reset(due.into());
+        }
+        while self.timer.poll_unpin(cx).is_ready() {
+            let now = Instant::now();
+            self.control.handle_timeout(now);
+            if let Some((address, until)) = self.full
+                && until <= now
+            {
+                self.full = None;
+                self.give_up(address);
+            }
+            let due = self.due();
+            self.timer.as_mut().reset(due.into());
+            rang = true;
+        }
+        rang
+    }
+
+    /// Sends what there is for the gateway. True if there was anything.
+    fn poll_out(&mut self, cx: &mut Context<'_>) -> Result<bool, Over> {
+        self.fill();
+        if !self.out.is_empty() {
+            match self.leg.poll_ready(cx) {
+                Poll::Pending => return Ok(false),
+                Poll::Ready(Err(end)) => return Err(Over::Ended(end)),
+                Poll::Ready(Ok(())) => {}
+            }
+            let block = self.out.split().freeze();
+            self.hub.record.bytes.add_sent(block.len());
+            self.flushed = false;
+            self.leg.send(cx, Chunk::binary(block)).map_err(Over::Ended)?;
+            return Ok(true);
+        }
+        if !self.flushed
+            && let Poll::Ready(flushed) = self.leg.poll_flush(cx)
+        {
+            flushed.map_err(Over::Ended)?;
+            self.flushed = true;
+            // An idle gateway keeps no buffer.
+            self.out = BytesMut::new();
+        }
+        self.closing.map_or(Ok(false), |close| Err(Over::Closed(close)))
+    }
+
+    /// Makes frames of what there is, as long as there is room for them.
+    fn fill(&mut self) {
+        while self.out.len() < BLOCK && self.closing.is_none() {
+            if let Some(action) = self.control.poll_action() {
+                self.act(action);
+                continue;
+            }
+            self.answered = true;
+            if let Some(newcomer) = self.hub.newcomer() {
+                self.welcome(newcomer);
+            } else if let Some(address) = self.hub.next_ready() {
+                self.take_turn(address);
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn act(&mut self, action: ControlAction) {
+        match action {
+            ControlAction::Send(message) => {
+                slip::encode(PROXY_ADDRESS, message.as_bytes(), &mut self.out);
+            }
+            ControlAction::Disconnect { request, address } => {
+                let why = Goodbye::Closed(Close::Disconnected);
+                let app = self.apps.get(&address);
+                let result = if app.is_some_and(|app| app.lane.end(why, false)) {
+                    Ok(())
+                } else {
+                    Err(TunnelProxyError::UnknownSocketAddress)
+                };
+                self.control.disconnected(request, result);
+            }
+            ControlAction::Close(close) => self.closing = Some(close),
+        }
+    }
+
+    /// The gateway hears of an app before anything of that app reaches it.
+    fn welcome(&mut self, newcomer: Newcomer) {
+        let Newcomer { app, record, lane } = newcomer;
+        let address = record.socket_address;
+        self.control.client_connected(&app, &record.peer_address, address);
+        self.hub.record.attached(Arc::clone(&record));
+        self.apps.insert(address, Attached { lane, record });
+    }
+
+    fn take_turn(&mut self, address: u16) {
+        let Some(app) = self.apps.get(&address) else { return };
+        let mut taken = 0;
+        while taken < TURN {
+            match app.lane.take_up() {
+                Up::Data(data) => {
+                    taken += data.len();
+                    app.record.bytes.add_received(data.len());
+                    slip::encode(address, &data, &mut self.out);
+                }
+                Up::Nothing => return,
+                Up::Gone => return self.forget(address),
+            }
+        }
+        self.hub.again(address);
+    }
+
+    /// An app is gone, and all it has sent has been taken.
+    fn forget(&mut self, address: u16) {
+        self.apps.remove(&address);
+        self.hub.record.detached(address);
+        self.hub.free(address);
+        self.control.client_disconnected(address);
+    }
+
+    /// Reads what comes from the gateway. True if anything came.
+    fn poll_in(&mut self, cx: &mut Context<'_>) -> Result<bool, Over> {
+        if !self.answered || self.closing.is_some() || self.must_wait() {
+            return Ok(false);
+        }
+        if let Some(event) = self.decoder.next_event(&mut self.input) {
+            self.handle(event);
+            return Ok(true);
+        }
+        match self.leg.poll_recv(cx) {
+            Poll::Pending => Ok(false),
+            Poll::Ready(Err(end)) => Err(Over::Ended(end)),
+            Poll::Ready(Ok(chunk)) => {
+                self.control.heard(Instant::now());
+                self.hub.record.bytes.add_received(chunk.data.len());
+                self.input = chunk.data;
+                Ok(true)
+            }
+        }
+    }
+
+    /// Whether the gateway has to wait for an app.
+    fn must_wait(&mut self) -> bool {
+        let Some((address, _)) = self.full else { return false };
+        let app = self.apps.get(&address);
+        if app.is_some_and(|app| !app.lane.has_room(self.hub.backlog())) {
+            return true;
+        }
+        self.full = None;
+        false
+    }
+
+    fn handle(&mut self, event: slip::Event) {
+        match event {
+            slip::Event::Data { address: PROXY_ADDRESS, data, last } => {
+                self.answered = false;
+                self.control.receive(&data, last);
+            }
+            slip::Event::Data { address, data, .. } => self.hand_down(address, data),
+            slip::Event::Abandoned { address, passed_on, fault } => {
+                debug!(gateway = %self.hub.record.id, ?address, %fault, "a frame is broken");
+                self.metrics.frame_broken();
+                match address {
+                    Some(PROXY_ADDRESS) if passed_on > 0 => self.control.abandon(),
+                    // It cannot be told that the rest is missing.
+                    Some(address) if passed_on > 0 => {
+                        if let Some(app) = self.apps.get(&address) {
+                            app.lane.end(Goodbye::Lost, false);
+                        }
+                    }
+                    Some(_) | None => {}
+                }
+            }
+        }
+    }
+
+    fn hand_down(&mut self, address: u16, data: Bytes) {
+        let Some(app) = self.apps.get(&address).filter(|_| !data.is_empty()) else { return };
+        let size = data.len();
+        match app.lane.push_down(data, self.hub.backlog()) {
+            Pushed::Taken => {}
+            Pushed::Full => self.full = Some((address, Instant::now() + GRACE)),
+            // What is still under way to an app that has left.
+            Pushed::Gone => return,
+        }
+        app.record.bytes.add_sent(size);
+    }
+
+    /// An app has left its data untaken for too long.
+    fn give_up(&mut self, address: u16) {
+        let Some(app) = self.apps.get(&address) else { return };
+        if !app.lane.has_room(self.hub.backlog())
+            && app.lane.end(Goodbye::Closed(Close::Backlog), true)
+        {
+            let (gateway, app) = (self.hub.record.id, app.record.id);
+            warn!(%gateway, %app, address, "an app takes its data too slowly and is closed");
+            self.metrics.backlog_full();
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! The two queues between the task of a gateway and that of one of its apps: bounded, and shared
+//! by these two tasks only.
+//!
+//! *Down* leads from the gateway to the app, *up* from the app to the gateway.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+
+use crate::protocol::Close;
+
+/// An app is told to wait when more than this many bytes of it wait for its gateway.
+const UP_LIMIT: usize = 128 * 1024;
+/// What each piece counts for besides its payload.
+const OVERHEAD: usize = 128;
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Lane {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    down: Down,
+    up: Upwards,
+}
+
+#[derive(Default)]
+struct Down {
+    queue: Queue,
+    /// Why nothing more comes.
+    end: Option<Goodbye>,
+    /// The gateway's task waits until there is room.
+    gateway_waits: bool,
+    /// The app's task, which waits for data.
+    app: Option<Waker>,
+}
+
+#[derive(Default)]
+struct Upwards {
+    queue: Queue,
+    /// The gateway is gone: what comes is dropped.
+    deaf: bool,
+    /// The app is gone: nothing more comes, and nothing is taken below.
+    app_gone: bool,
+    /// The gateway's task has been told that there is something.
+    announced: bool,
+    /// The app's task, which waits for room.
+    app: Option<Waker>,
+}
+
+/// How an app's tunnel ends from above.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Goodbye {
+    /// The gateway has left in order.
+    Left,
+    /// The gateway was lost.
+    Lost,
+    /// The app is closed for this reason.
+    Closed(Close),
+}
+
+#[derive(Default)]
+struct Queue {
+    pieces: VecDeque<Bytes>,
+    size: usize,
+}
+
+impl Queue {
+    fn push(&mut self, piece: Bytes) {
+        self.size += piece.len() + OVERHEAD;
+        self.pieces.push_back(piece);
+    }
+
+    fn pop(&mut self) -> Option<Bytes> {
+        let piece = self.pieces.pop_front()?;
+        self.size -= piece.len() + OVERHEAD;
+        Some(piece)
+    }
+
+    fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
+/// What came of handing data to an app.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pushed {
+    /// It is in the queue.
+    Taken,
+    /// It is, and there should not be more.
+    Full,
+    /// The app is gone or going, and gets nothing more.
+    Gone,
+}
+
+/// What the gateway's task finds in a lane.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Up {
+    /// Data of the app; whether there is more will show.
+    Data(Bytes),
+    /// Nothing now. The gateway will be told when there is.
+    Nothing,
+    /// The app is gone, and all it had sent has been taken.
+    Gone,
+}
+
+impl Lane {
+    /// Data for the app, of which at most about `backlog` bytes may wait.
+    pub(super) fn push_down(&self, data: Bytes, backlog: usize) -> Pushed {
+        let mut state = self.lock();
+        if state.up.app_gone || state.down.end.is_some() {
+            return Pushed::Gone;
+        }
+        state.down.queue.push(data);
+        let full = state.down.queue.size >= backlog;
+        wake(state, |state| state.down.app.take());
+        if full { Pushed::Full } else { Pushed::Taken }
+    }
+
+    /// Whether there is room below again, which is when half of the backlog is. If not, the
+    /// gateway's task is told when that changes.
+    pub(super) fn has_room(&self, backlog: usize) -> bool {
+        let mut state = self.lock();
+        let has_room =
+            state.up.app_gone || state.down.end.is_some() || state.down.queue.size <= backlog / 2;
+        state.down.gateway_waits = !has_room;
+        has_room
+    }
+
+    /// Nothing more goes to the app; what is in the queue still does, unless it is to end at once.
+    /// False if that has been said before, or the app is gone.
+    pub(super) fn end(&self, why: Goodbye, at_once: bool) -> bool {
+        let mut state = self.lock();
+        if state.down.end.is_some() || state.up.app_gone {
+            return false;
+        }
+        state.down.end = Some(why);
+        if at_once {
+            state.down.queue.clear();
+        }
+        wake(state, |state| state.down.app.take());
+        true
+    }
+
+    /// What the app has sent.
+    pub(super) fn take_up(&self) -> Up {
+        let mut state = self.lock();
+        let Some(data) = state.up.queue.pop() else {
+            if state.up.app_gone {
+                return Up::Gone;
+            }
+            state.up.announced = false;
+            return Up::Nothing;
+        };
+        // Half empty is soon enough: the app comes with more than one piece then.
+        if state.up.queue.size <= UP_LIMIT / 2 {
+            wake(state, |state| state.up.app.take());
+        }
+        Up::Data(data)
+    }
+
+    /// The gateway takes nothing more from the app: what comes is dropped.
+    pub(super) fn refuse_up(&self) {
+        let mut state = self.lock();
+        state.up.deaf = true;
+        state.up.queue.clear();
+        wake(state, |state| state.up.app.take());
+    }
+
+    /// The app's task takes what is for it.
+    pub(super) fn poll_down(
+        &self,
+        cx: &Context<'_>,
+        backlog: usize,
+    ) -> Poll<Result<Below, Goodbye>> {
+        let mut state = self.lock();
+        if let Some(data) = state.down.queue.pop() {
+            let tell = state.down.gateway_waits && state.down.queue.size <= backlog / 2;
+            if tell {
+                state.down.gateway_waits = false;
+            }
+            return Poll::Ready(Ok(Below { data, tell }));
+        }
+        if let Some(why) = state.down.end {
+            return Poll::Ready(Err(why));
+        }
+        remember(&mut state.down.app, cx);
+        Poll::Pending
+    }
+
+    /// Ready when the app has taken everything and nothing more comes.
+    pub(super) fn poll_end(&self, cx: &Context<'_>) -> Poll<Goodbye> {
+        let mut state = self.lock();
+        match state.down.end {
+            Some(why) if state.down.queue.pieces.is_empty() => Poll::Ready(why),
+            Some(_) | None => {
+                remember(&mut state.down.app, cx);
+                Poll::Pending
+            }
+        }
+    }
+
+    /// Ready when the app may send more.
+    pub(super) fn poll_room(&self, cx: &Context<'_>) -> Poll<()> {
+        let mut state = self.lock();
+        if state.up.queue.size < UP_LIMIT {
+            return Poll::Ready(());
+        }
+        remember(&mut state.up.app, cx);
+        Poll::Pending
+    }
+
+    /// Data of the app. True if the gateway's task is to be told.
+    pub(super) fn push_up(&self, data: Bytes) -> bool {
+        let mut state = self.lock();
+        if state.up.app_gone || state.up.deaf {
+            return false;
+        }
+        state.up.queue.push(data);
+        !std::mem::replace(&mut state.up.announced, true)
+    }
+
+    /// The app is gone. True if the gateway's task is to be told.
+    pub(super) fn leave(&self) -> bool {
+        let mut state = self.lock();
+        if std::mem::replace(&mut state.up.app_gone, true) {
+            return false;
+        }
+        state.down.queue.clear();
+        let gateway_waits = std::mem::take(&mut state.down.gateway_waits);
+        !std::mem::replace(&mut state.up.announced, true) || gateway_waits
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Each change is a single step: what a panicking thread left behind is in order.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Data for an app.
+#[derive(Debug)]
+pub(super) struct Below {
+    pub(super) data: Bytes,
+    /// The gateway's task is to be told that there is room.
+    pub(super) tell: bool,
+}
+
+/// Wakes a task without holding the lock.
+fn wake(mut state: MutexGuard<'_, State>, who: impl FnOnce(&mut State) -> Option<Waker>) {
+    if let Some(waker) = who(&mut state) {
+        drop(state);
+        waker.wake();
+    }
+}
+
+fn remember(slot: &mut Option<Waker>, cx: &Context<'_>) {
+    match slot {
+        Some(waker) => waker.clone_from(cx.waker()),
+        None => *slot = Some(cx.waker().clone()),
+    }
+}

@@ -1,0 +1,117 @@
+//! The session of a registered gateway: the one task that owns its leg, takes its frames apart and
+//! puts those together that are for it.
+//!
+//! What is at the other end of an app's [lane](lane) is an ordinary tunnel between the app's leg
+//! and a [`GatewayPort`], run by the app's task. An app that takes nothing does not hold up the
+//! others: the gateway is not read for a moment, and then that app is closed.
+
+mod driver;
+mod hub;
+mod lane;
+mod port;
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::time::{sleep, timeout};
+use tracing::info;
+
+use self::driver::{Driver, Over};
+pub(super) use self::hub::{Hub, NotAttached};
+use self::lane::Goodbye;
+pub(super) use self::port::GatewayPort;
+use super::enrolment::{Open, Place};
+use super::{Party, Shared};
+use crate::observability::metrics::Stage;
+use crate::observability::trace::Ended;
+use crate::observability::{EventKind, Telemetry};
+use crate::protocol::{Close, GatewayControl};
+use crate::relay::close_leg;
+use crate::transport::End;
+
+/// A gateway that is registered, and still to be served.
+pub(super) struct Enrolled {
+    pub(super) hub: Arc<Hub>,
+    pub(super) place: Place,
+    pub(super) open: Open,
+}
+
+/// Serves a gateway until its connection is over.
+pub(super) async fn serve(mut party: Box<Party>, enrolled: Enrolled, shared: &Arc<Shared>) {
+    let Enrolled { hub, place, open } = enrolled;
+    let Telemetry { metrics, journal, gateways, .. } = &shared.telemetry;
+    let listed = gateways.begin(Arc::clone(&hub.record));
+    let gateway = hub.record.id;
+    info!(%gateway, uuid = %hub.record.uuid, name = %hub.record.name, "gateway registered");
+    journal.note(EventKind::Gateway, format!("gateway {gateway} registered"));
+    party.gauge.enter(Stage::Gateway);
+    party.trace.ends(Ended::Registered);
+    party.leg.set_message_limit(shared.message_size);
+    let over = drive(&mut party, &hub, &place, shared).await;
+    let (why, close) = match over {
+        Over::Ended(End::Left | End::Finished) => (Goodbye::Left, None),
+        Over::Ended(End::Failed | End::Lost(_)) => (Goodbye::Lost, None),
+        Over::Closed(close @ (Close::Draining | Close::Dismissed)) => {
+            (Goodbye::Closed(close), Some(close))
+        }
+        Over::Ended(End::Fault(close) | End::Closed(close)) | Over::Closed(close) => {
+            (Goodbye::Lost, Some(close))
+        }
+    };
+    // Nobody is attached to it any more, and its UUID is free, before the goodbyes are said.
+    hub.close(why);
+    drop((listed, place, open));
+    let reason = match (why, close) {
+        (_, Some(close)) => close.class(),
+        (Goodbye::Left, None) => "left",
+        (Goodbye::Lost | Goodbye::Closed(_), None) => "lost",
+    };
+    metrics.gateway_ended(reason, hub.record.since.elapsed().unwrap_or_default());
+    let bytes = &hub.record.bytes;
+    let (received, sent) = (bytes.received(), bytes.sent());
+    info!(%gateway, reason, bytes_received = received, bytes_sent = sent, "gateway gone");
+    journal.note(EventKind::Gateway, format!("gateway {gateway} gone: {reason}"));
+    party.gauge.enter(Stage::Greeting);
+    close_leg(&mut *party.leg, close, shared.timeouts.close).await;
+}
+
+/// Moves data until the gateway leaves, or must.
+async fn drive(party: &mut Party, hub: &Arc<Hub>, place: &Place, shared: &Arc<Shared>) -> Over {
+    let silence = shared.tunnel_proxy.inactivity;
+    let server = Arc::clone(&shared.server);
+    let rules = party.endpoint.rules();
+    let control = GatewayControl::new(server, rules, silence, Instant::now());
+    let metrics = &shared.telemetry.metrics;
+    let mut driver = Driver::new(&mut *party.leg, Arc::clone(hub), control, metrics);
+    let (unwanted, patience) = (hub.record.is_unwanted(), shared.timeouts.close);
+    let mut stop = pin!(async {
+        tokio::select! {
+            () = place.lost() => Close::AlreadyRegistered,
+            () = unwanted => Close::Dismissed,
+            // Its apps come first: their tunnels end by themselves.
+            () = async { shared.lifecycle.over().await; sleep(patience).await } => Close::Draining,
+        }
+    });
+    let mut draining = pin!(shared.lifecycle.draining());
+    let close = loop {
+        tokio::select! {
+            over = driver.run() => break Err(over),
+            close = &mut stop => break Ok(close),
+            () = &mut draining, if !driver.is_last() => driver.is_last_of_its_node(),
+        }
+    };
+    let over = match close {
+        Err(over) => over,
+        Ok(close) => {
+            driver.close(close);
+            timeout(patience, driver.run()).await.unwrap_or(Over::Closed(close))
+        }
+    };
+    driver.end(match &over {
+        Over::Ended(End::Left | End::Finished) => Goodbye::Left,
+        Over::Closed(close @ (Close::Draining | Close::Dismissed)) => Goodbye::Closed(*close),
+        Over::Ended(_) | Over::Closed(_) => Goodbye::Lost,
+    });
+    over
+}
