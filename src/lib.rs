@@ -15,6 +15,7 @@
 pub mod ids;
 pub mod protocol;
 pub mod trace_parent;
+pub mod unix_socket;
 
 pub mod config;
 pub mod lifecycle;

@@ -18,7 +18,10 @@ async fn waiting_endpoints_are_sent_away_and_tunnels_go_on() {
     let clients = async {
         greeting.closed_with(1001).await;
         waiting.closed_with(1001).await;
-        assert!(TcpStream::connect(node.local_addr()).await.is_err(), "nobody listens any more");
+        assert!(
+            TcpStream::connect(support::Listening::address(&node)).await.is_err(),
+            "nobody listens any more"
+        );
         first.send(Message::text("still here")).await;
         assert_eq!(second.text().await, "still here");
         second.send(Message::Close(None)).await;

@@ -119,7 +119,7 @@ async fn whoever_vanishes_at_any_stage_is_not_counted_any_more() {
     let cluster = Cluster::start(2).await;
     let [one, other] = &cluster.nodes[..] else { panic!("two nodes") };
     for round in 0..5 {
-        let bare = TcpStream::connect(one.local_addr()).await.expect("TCP");
+        let bare = TcpStream::connect(support::Listening::address(one)).await.expect("TCP");
         let secured = support::tls(one).await;
         let silent = Endpoint::connect(one).await;
         let mut asking = Endpoint::connect(other).await;

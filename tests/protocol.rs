@@ -270,7 +270,8 @@ async fn each_stage_ends_in_its_time() {
     // No upgrade, and no TLS either.
     let mut idle = tls(&node).await;
     assert_ends(&mut idle).await;
-    let mut idle = tokio::net::TcpStream::connect(node.local_addr()).await.expect("TCP");
+    let mut idle =
+        tokio::net::TcpStream::connect(support::Listening::address(&node)).await.expect("TCP");
     assert_ends(&mut idle).await;
 }
 

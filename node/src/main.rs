@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use clap::Parser;
 use nymea_remoteproxy::config::Config;
-use nymea_remoteproxy::node::{Node, Prepared};
+use nymea_remoteproxy::node::{LocalAddr, Node, Prepared};
 use nymea_remoteproxy::observability::LogControl;
 use tokio::runtime::Runtime;
 use tracing::{info, warn};
@@ -49,8 +49,12 @@ fn run(flags: &Flags) -> Result<(), Failure> {
 
 fn check(config: Config) -> Result<(), Failure> {
     logging::check(&config.log).map_err(Failure::configuration)?;
+    let warnings = config.warnings.clone();
     let prepared = Prepared::new(config).map_err(Failure::configuration)?;
     let mut out = io::stdout();
+    for warning in warnings {
+        writeln!(out, "warning: {warning}").map_err(Failure::runtime)?;
+    }
     for line in prepared.summary() {
         writeln!(out, "{line}").map_err(Failure::runtime)?;
     }
@@ -62,17 +66,22 @@ async fn serve(config: Config, log: Arc<dyn LogControl>) -> Result<(), Failure> 
     raise_file_limit(config.limits.connections);
     let by_default = config.tls.certificate.is_none() && config.authentication.server.is_none();
 
+    for warning in &config.warnings {
+        warn!("{warning}");
+    }
     let prepared = Prepared::new(config).map_err(Failure::configuration)?.log(log);
     let summary = prepared.summary();
     let node = prepared.start().map_err(Failure::runtime)?;
     for line in summary {
         info!("{line}");
     }
-    info!("listening on {}", node.url());
+    for address in node.addresses() {
+        info!("listening on {}", address.url());
+    }
     if let Some(url) = node.admin_url() {
         info!("status page, API and metrics on {url}");
     }
-    if by_default {
+    if by_default && node.addresses().iter().any(LocalAddr::is_web_socket) {
         tell_how_to_try(&node);
     }
 

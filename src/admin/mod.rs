@@ -51,8 +51,10 @@ pub struct Identity {
     pub node: String,
     /// Its name.
     pub name: String,
-    /// Where clients connect.
+    /// Where clients connect by WebSocket, if they can.
     pub url: String,
+    /// All places where clients connect.
+    pub listeners: Vec<String>,
     /// Where other nodes connect, if there may be any.
     pub bridge: Option<SocketAddr>,
     /// Connections that it takes.

@@ -28,8 +28,10 @@ pub(super) struct NodeState {
     /// When it started (RFC 3339).
     started: String,
     uptime_seconds: u64,
-    /// Where clients connect.
+    /// Where clients connect by WebSocket, if they can.
     url: String,
+    /// All places where clients connect.
+    listeners: Vec<String>,
     /// Where other nodes connect, if there may be any.
     bridge: Option<String>,
     state: State,
@@ -77,6 +79,7 @@ impl NodeState {
             started: time(identity.started),
             uptime_seconds: identity.since.elapsed().as_secs(),
             url: identity.url.clone(),
+            listeners: identity.listeners.clone(),
             bridge: identity.bridge.map(|address| address.to_string()),
             state,
             ready: unready_because.is_empty(),

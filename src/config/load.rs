@@ -1,4 +1,5 @@
-//! Where settings come from: defaults, overridden by a TOML file, by the environment and by flags.
+//! Where settings come from: defaults, overridden by a TOML file (or one of the original server),
+//! by the environment and by flags.
 //!
 //! Every fault is found, not just the first, and says which key it is about, where that was set
 //! and what was expected. The known keys and the kinds of their values are those of
@@ -11,7 +12,8 @@ use std::{fmt, fs, io};
 use config::{Environment, File, FileFormat, Map, Source, Value, ValueKind};
 use serde_json::{Value as Json, json};
 
-use super::Config;
+use super::legacy::{Legacy, Listener, is_ini};
+use super::{Config, listen};
 
 const PREFIX: &str = "REMOTEPROXY";
 const SEPARATOR: &str = "__";
@@ -98,32 +100,48 @@ impl Config {
         environment: impl IntoIterator<Item = (String, String)>,
         flags: Vec<Override>,
     ) -> Result<Self, ConfigError> {
+        let text = match file {
+            Some(path) => fs::read_to_string(path)
+                .map_err(|source| ConfigError::Unreadable { file: path.into(), source })?,
+            None => String::new(),
+        };
+        let legacy = if is_ini(&text) { Some(Legacy::read(&text)) } else { None };
         let mut reading = Reading::new(file);
-        for (section, value) in merge(file, environment, flags)? {
+        let text = if let Some(legacy) = &legacy {
+            reading.listeners(&legacy.listeners);
+            ""
+        } else {
+            &text
+        };
+        let settings = legacy.iter().flat_map(|legacy| &legacy.settings);
+        for (section, value) in merge(file, text, settings, environment, flags)? {
             reading.section(&section, value);
         }
-        reading.finish()
+        let warnings = legacy.map_or_else(Vec::new, |legacy| legacy.warnings);
+        reading.finish().map(|config| Self { warnings, ..config })
     }
 }
 
 /// Everything that was set, in one tree whose values know where they come from.
-fn merge(
+fn merge<'a>(
     file: Option<&Path>,
+    text: &str,
+    legacy: impl Iterator<Item = &'a (String, String)>,
     environment: impl IntoIterator<Item = (String, String)>,
     flags: Vec<Override>,
 ) -> Result<Map<String, Value>, ConfigError> {
-    let text = match file {
-        Some(path) => fs::read_to_string(path)
-            .map_err(|source| ConfigError::Unreadable { file: path.into(), source })?,
-        None => String::new(),
-    };
+    let file = file.unwrap_or("".as_ref());
     let environment = Environment::with_prefix(PREFIX)
         .separator(SEPARATOR)
         .source(Some(environment.into_iter().collect()));
     let mut sources = config::Config::builder()
-        .add_source(File::from_str(&text, FileFormat::Toml))
+        .add_source(File::from_str(text, FileFormat::Toml))
         .add_source(environment);
-    let refused = |source| ConfigError::Syntax { file: file.unwrap_or("".as_ref()).into(), source };
+    let refused = |source| ConfigError::Syntax { file: file.into(), source };
+    for (key, value) in legacy {
+        let value = Value::new(Some(&file.display().to_string()), value.as_str());
+        sources = sources.set_default(key, value).map_err(refused)?;
+    }
     for Override { key, value, flag } in flags {
         let value = Value::new(Some(&flag.to_owned()), value);
         sources = sources.set_override(key, value).map_err(refused)?;
@@ -146,8 +164,44 @@ impl<'a> Reading<'a> {
         Self { file, settings, origins: BTreeMap::new(), faults: Vec::new() }
     }
 
+    /// What a file of the original server says of where to listen.
+    fn listeners(&mut self, listeners: &[Listener]) {
+        let listen = listeners.iter().map(|listener| match listener {
+            Listener::WebSocket { address, tls } => {
+                json!({ "kind": "websocket", "address": address, "tls": tls })
+            }
+            Listener::Tcp { address, tls } => {
+                json!({ "kind": "tcp", "address": address, "tls": tls })
+            }
+            Listener::Unix { path } => json!({ "kind": "unix", "path": path }),
+        });
+        let origin = self.file.unwrap_or("".as_ref()).display().to_string();
+        self.listen(listen.collect(), &origin);
+    }
+
+    /// `[[listen]]`, in place of what was there.
+    fn listen(&mut self, sections: Vec<Json>, origin: &str) {
+        for (at, section) in sections.iter().enumerate() {
+            let read = serde_json::from_value::<listen::Listen>(section.clone());
+            let name = listen::name(at);
+            match read {
+                Ok(_) => drop(self.origins.insert(name, origin.into())),
+                Err(error) => self.fault(name, origin.into(), error.to_string()),
+            }
+        }
+        self.settings["listen"] = sections.into();
+    }
+
     fn section(&mut self, section: &str, value: Value) {
         let origin = self.origin(section, &value);
+        if section == "listen" {
+            if let Some(sections) = list_of(value) {
+                return self.listen(sections, &origin);
+            }
+            let problem = "expected [[listen]] sections; in an environment variable a JSON array, \
+                           as in [{\"kind\":\"tcp\",\"address\":\"127.0.0.1:2213\"}]";
+            return self.fault(section.into(), origin, problem.into());
+        }
         if self.settings.get(section).is_none() {
             let problem =
                 format!("unknown section, expected one of {}", names_in(&self.settings).join(", "));
@@ -201,6 +255,23 @@ impl<'a> Reading<'a> {
         }
     }
 
+    /// What was set beside `[[listen]]`, and would have no effect.
+    fn contradictions(&self, config: &Config) -> Vec<Fault> {
+        let settings = [
+            ("server.address", "which say where to listen"),
+            ("server.port", "which say where to listen"),
+            ("tls.enabled", "each of which has a tls of its own"),
+        ];
+        let is_set =
+            |(key, _): &(&str, &str)| !config.listen.is_empty() && self.origins.contains_key(*key);
+        let fault = |(key, why)| {
+            let problem =
+                format!("has no effect beside the [[listen]] sections, {why}; leave it out");
+            Fault { key: String::from(key), origin: None, problem }
+        };
+        settings.into_iter().filter(is_set).map(fault).collect()
+    }
+
     fn fault(&mut self, key: String, origin: String, problem: String) {
         self.faults.push(Fault { key, origin: Some(origin), problem });
     }
@@ -208,9 +279,11 @@ impl<'a> Reading<'a> {
     /// What cannot be read as a value at all is told before what makes no sense as one.
     fn finish(mut self) -> Result<Config, ConfigError> {
         if self.faults.is_empty() {
-            let config: Config = serde_json::from_value(self.settings)
+            let settings = std::mem::take(&mut self.settings);
+            let config: Config = serde_json::from_value(settings)
                 .map_err(|error| ConfigError::Invalid(vec![whole(&error)]))?;
             self.faults = config.faults();
+            self.faults.extend(self.contradictions(&config));
             if self.faults.is_empty() {
                 return Ok(config);
             }
@@ -220,6 +293,15 @@ impl<'a> Reading<'a> {
         }
         self.faults.sort();
         Err(ConfigError::Invalid(self.faults))
+    }
+}
+
+/// The sections of a list.
+fn list_of(value: Value) -> Option<Vec<Json>> {
+    match value.try_deserialize().ok()? {
+        Json::Array(sections) => Some(sections),
+        Json::String(text) => serde_json::from_str(&text).ok(),
+        _ => None,
     }
 }
 

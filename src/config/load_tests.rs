@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tempfile::NamedTempFile;
 
+use super::super::Listen;
 use super::*;
 
 const EXAMPLE: &str = include_str!("../../deploy/nymea-remoteproxy.toml");
@@ -165,6 +166,87 @@ fn what_makes_no_sense_names_its_place() {
     assert_eq!(keys, ["authentication.server", "tls.certificate"]);
 }
 
+const TWO: &str = "[[listen]]\nkind = 'tcp'\naddress = '127.0.0.1:1'\ntls = false\n\
+                   [[listen]]\nkind = 'unix'\npath = '/run/x'\n";
+
+#[test]
+fn listeners() {
+    let config = load(TWO, &[], &[]).expect("valid");
+    let two = [
+        Listen::Tcp { address: ([127, 0, 0, 1], 1).into(), tls: false },
+        Listen::Unix { path: "/run/x".into() },
+    ];
+    assert_eq!(config.listeners(), two);
+    let variable = r#"[{"kind":"websocket","address":"127.0.0.1:2"}]"#;
+    let config = load(TWO, &[("REMOTEPROXY__LISTEN", variable)], &[]).expect("valid");
+    let address = ([127, 0, 0, 1], 2).into();
+    assert_eq!(config.listeners(), [Listen::WebSocket { address, tls: true }]);
+    let config = load("[server]\nport = 7", &[], &[]).expect("valid");
+    assert_eq!(config.listeners()[0].ip(), Some((([127, 0, 0, 1], 7).into(), true)));
+}
+
+#[test]
+fn listeners_that_are_wrong() {
+    let wrong = format!("{TWO}[[listen]]\nkind = 'tcp'\naddress = 'x'\n[[listen]]\nkind = 'udp'");
+    let written = file(&wrong);
+    let found = faults(Config::load_from(Some(written.path()), [], Vec::new()));
+    let keys: Vec<_> = found.iter().map(|fault| fault.key.as_str()).collect();
+    assert_eq!(keys, ["[[listen]] no. 3", "[[listen]] no. 4"]);
+    assert_eq!(found[0].origin, Some(written.path().display().to_string()));
+    assert!(found[0].problem.contains("no host:port"), "{found:?}");
+    for (text, variables) in [
+        ("listen = 5", &[][..]),
+        ("[listen]\nkind = 'tcp'", &[]),
+        ("", &[("REMOTEPROXY__LISTEN", "0.0.0.0:1")]),
+    ] {
+        let found = fault(load(text, variables, &[]));
+        assert_eq!(found.key, "listen");
+        assert!(found.problem.contains("expected [[listen]] sections"), "{found}");
+    }
+    let both = faults(load(&format!("{TWO}{TWO}"), &[], &[]));
+    assert_eq!(both.len(), 2, "{both:?}");
+}
+
+#[test]
+fn flags_have_no_effect_beside_listeners_and_that_is_said() {
+    let flags =
+        [flag("server.port", "3", "--port"), flag("tls.enabled", "false", "--insecure-no-tls")];
+    let found = faults(load(TWO, &[], &flags));
+    let keys: Vec<_> = found.iter().map(|fault| fault.key.as_str()).collect();
+    assert_eq!(keys, ["server.port", "tls.enabled"]);
+    assert_eq!(found[0].origin.as_deref(), Some("--port"));
+    assert!(found[0].problem.contains("leave it out"), "{found:?}");
+}
+
+#[test]
+fn switches_may_be_set_by_variables() {
+    let name = "REMOTEPROXY__TUNNEL_PROXY__ENABLED";
+    let config = load("[tunnel_proxy]\nenabled = false", &[(name, "true")], &[]).expect("valid");
+    assert_eq!(config.tunnel_proxy.enabled, Some(true));
+    assert_eq!(fault(load("", &[(name, "maybe")], &[])).origin.as_deref(), Some(name));
+}
+
+#[test]
+fn a_file_of_the_original_server_is_read() {
+    let ini =
+        "[ProxyServer]\nname=x\njsonRpcTimeout=1\naloneTimeout=8500\n[TcpServerTunnelProxy]\n";
+    let written = file(ini);
+    let variables = [("REMOTEPROXY__TIMEOUTS__WAITING".to_owned(), "1s".to_owned())];
+    let config = Config::load_from(Some(written.path()), variables, Vec::new()).expect("valid");
+    assert_eq!(config.server.name, "x");
+    assert_eq!(config.timeouts.waiting, Duration::from_secs(1));
+    assert_eq!(config.tunnel_proxy.enabled, Some(true));
+    let address = ([127, 0, 0, 1], 2213).into();
+    assert_eq!(config.listen, [Listen::Tcp { address, tls: true }]);
+    assert_eq!(config.warnings.len(), 1);
+    assert!(config.warnings[0].starts_with("[ProxyServer] jsonRpcTimeout: "));
+
+    let written = file("[ProxyServer]\nname=\n[TcpServer]\nhost=0.0.0.0\nport=1\n");
+    let found = faults(Config::load_from(Some(written.path()), [], Vec::new()));
+    let keys: Vec<_> = found.iter().map(|fault| fault.key.as_str()).collect();
+    assert_eq!(keys, ["authentication.server", "tls.certificate"]);
+}
+
 #[test]
 fn broken_files() {
     let missing = Path::new("/nonexistent/remoteproxy.toml");
@@ -195,16 +277,22 @@ fn the_example_shows_every_setting_with_its_default() {
     // Alternatives stand side by side: each setting is read, but they do not go together.
     let file = file(&uncommented);
     let mut reading = Reading::new(Some(file.path()));
-    for (section, value) in merge(Some(file.path()), [], Vec::new()).expect("TOML") {
+    let merged = merge(Some(file.path()), &uncommented, [].iter(), [], Vec::new());
+    for (section, value) in merged.expect("TOML") {
         reading.section(&section, value);
     }
     assert_eq!(reading.faults, []);
     let config: Config = serde_json::from_value(reading.settings).expect("readable");
+    let [Listen::WebSocket { .. }, Listen::Tcp { .. }, Listen::Unix { .. }] = config.listen[..]
+    else {
+        panic!("a listener of each kind: {:?}", config.listen)
+    };
     let example = json!(config);
 
-    let mut settings = 0;
+    // Of the listeners: each with its title, its kind and its place, and TLS for two.
+    let mut settings = 3 * 3 + 2;
     for (section, defaults) in json!(Config::default()).as_object().expect("sections") {
-        for (name, default) in defaults.as_object().expect("settings") {
+        for (name, default) in defaults.as_object().into_iter().flatten() {
             settings += 1;
             let key = format!("{section}.{name}");
             let line = format!("\n#{name} = ");

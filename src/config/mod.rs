@@ -10,12 +10,14 @@ use serde::{Deserialize, Serialize};
 
 mod ini;
 pub mod legacy;
+mod listen;
 mod load;
 mod networks;
 mod tunnel_proxy;
 mod units;
 mod validate;
 
+pub use listen::{ForwardingHeader, Listen, Proxies};
 pub use load::{ConfigError, Fault, Override};
 pub use networks::{NetworkError, Networks};
 pub use tunnel_proxy::{TokenFor, TunnelProxy};
@@ -26,6 +28,10 @@ pub use tunnel_proxy::{TokenFor, TunnelProxy};
 pub struct Config {
     /// Where the node listens and what it calls itself.
     pub server: Server,
+    /// All listeners, in place of the one of `server`.
+    pub listen: Vec<Listen>,
+    /// What is in front of them and says whose a connection is.
+    pub proxies: Proxies,
     /// This instance.
     pub node: NodeIdentity,
     /// Transport encryption.
@@ -54,6 +60,10 @@ pub struct Config {
     pub log: Log,
     /// Traces and metrics.
     pub telemetry: Telemetry,
+    /// What the file says that has no meaning here, each with what to do about it: only a file of
+    /// the original server does.
+    #[serde(skip)]
+    pub warnings: Vec<String>,
 }
 
 /// `server.*`

@@ -12,6 +12,7 @@ use super::units;
 pub struct TunnelProxy {
     /// Whether gateways and apps are served. By default only where no other machine can come: on
     /// loopback addresses and unix sockets, as whoever registers needs no token.
+    #[serde(deserialize_with = "units::switch")]
     pub enabled: Option<bool>,
     /// Who must show a token when it registers.
     pub token: TokenFor,

@@ -4,7 +4,7 @@
 //! [`validate`]: super::Config::validate
 
 use std::fmt;
-use std::net::{IpAddr, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
 use serde::de::{Error, SeqAccess, Unexpected, Visitor};
@@ -64,6 +64,44 @@ pub(super) fn address<'de, D: Deserializer<'de>>(input: D) -> Result<IpAddr, D::
         from_text: resolve,
         from_number: |_| None,
     })
+}
+
+/// On or off, if it is said; as a text in an environment variable.
+pub(super) fn switch<'de, D: Deserializer<'de>>(input: D) -> Result<Option<bool>, D::Error> {
+    struct Switch;
+
+    impl Visitor<'_> for Switch {
+        type Value = Option<bool>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("true or false")
+        }
+
+        fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+
+        fn visit_bool<E: Error>(self, on: bool) -> Result<Self::Value, E> {
+            Ok(Some(on))
+        }
+
+        fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
+            let on = text.parse().map_err(|_| E::invalid_value(Unexpected::Str(text), &self))?;
+            Ok(Some(on))
+        }
+    }
+
+    input.deserialize_any(Switch)
+}
+
+/// `host:port`; a host name is looked up.
+pub(super) fn socket_address(text: &str) -> Option<SocketAddr> {
+    if let Ok(address) = text.parse() {
+        return Some(address);
+    }
+    let (host, port) = text.rsplit_once(':')?;
+    let is_name = !host.is_empty() && !host.contains([':', '[', ']']);
+    if is_name { Some(SocketAddr::new(resolve(host)?, port.parse().ok()?)) } else { None }
 }
 
 /// Texts: an array, or one text with commas between them, as in an environment variable.
@@ -195,6 +233,30 @@ mod tests {
         assert_eq!(list(json!("a, b,")).expect("list"), both);
         assert_eq!(list(json!("")).expect("list"), []);
         assert!(why(list(json!(5))).ends_with("expected a list of texts"));
+    }
+
+    #[test]
+    fn switches() {
+        for (written, on) in
+            [(json!(true), Some(true)), (json!("false"), Some(false)), (json!(null), None)]
+        {
+            assert_eq!(switch(written.clone()).expect("switch"), on, "{written}");
+        }
+        assert!(why(switch(json!("yes"))).ends_with("expected true or false"));
+        assert!(why(switch(json!(1))).ends_with("expected true or false"));
+    }
+
+    #[test]
+    fn socket_addresses() {
+        for (text, address) in
+            [("[::1]:80", "[::1]:80"), ("localhost:0", "127.0.0.1:0"), ("0.0.0.0:1", "0.0.0.0:1")]
+        {
+            let read = socket_address(text).map(|address| address.to_string());
+            assert_eq!(read.as_deref(), Some(address));
+        }
+        for wrong in ["", "80", ":80", "::1:80", "localhost", "localhost:http", "1.2.3.4:70000"] {
+            assert_eq!(socket_address(wrong), None, "{wrong}");
+        }
     }
 
     #[test]

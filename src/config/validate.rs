@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use url::Url;
 
-use super::{Admin, Config, ConfigError, Fault, Redis, Secret, Telemetry, TokenFor, TunnelProxy};
+use super::{
+    Admin, Config, ConfigError, Fault, Listen, Redis, Secret, Telemetry, TokenFor, TunnelProxy,
+    listen,
+};
 
 const MAX_MESSAGE_SIZE: usize = 1 << 30;
 /// Smaller ones would hardly hold one piece of a large frame.
@@ -34,13 +37,9 @@ impl Config {
         faults.tunnel_proxy(self);
         faults.admin(&self.admin);
         faults.telemetry(&self.telemetry);
+        faults.0.extend(listen::faults(self));
         faults.0
     }
-}
-
-/// Whether other machines can connect; `0.0.0.0` and `::` are every address of this machine.
-fn is_open(address: IpAddr) -> bool {
-    !address.to_canonical().is_loopback()
 }
 
 struct Faults(Vec<Fault>);
@@ -148,8 +147,11 @@ impl Faults {
             ),
             (Some(_), Some(_)) => {}
             (None, None) => {
-                let address = config.server.address;
-                if is_open(address) && tls.enabled && !tls.insecure_self_signed {
+                let is_secure = |listen: &Listen| listen.ip().is_some_and(|(_, tls)| tls);
+                let mut listeners = config.listeners();
+                listeners.retain(is_secure);
+                let open = listeners.into_iter().find_map(|listen| listen.open_to_others());
+                if let (Some(address), false) = (open, tls.insecure_self_signed) {
                     self.add("tls.certificate", needs_certificate(address));
                 }
             }
@@ -165,8 +167,8 @@ impl Faults {
             ),
             Some(_) => {}
             None => {
-                let address = config.server.address;
-                if is_open(address) && !authentication.insecure_accept_any {
+                let open = config.listeners().iter().find_map(Listen::open_to_others);
+                if let (Some(address), false) = (open, authentication.insecure_accept_any) {
                     self.add("authentication.server", needs_authentication(address));
                 }
             }
@@ -279,7 +281,7 @@ fn needs_certificate(address: IpAddr) -> String {
         "missing: other machines can connect to {address}, so give -c/--certificate <file> and \
          -k/--certificate-key <file>, or accept the risk with --insecure-self-signed \
          (tls.insecure_self_signed = true), or leave TLS to a load balancer with \
-         --insecure-no-tls (tls.enabled = false)"
+         --insecure-no-tls (tls.enabled = false, or tls = false of a [[listen]])"
     )
 }
 
@@ -415,6 +417,20 @@ mod tests {
             c.authentication.server = Some("https://auth.example.com".into());
         });
         assert!(given.is_empty());
+    }
+
+    #[test]
+    fn every_listener_must_be_secure() {
+        let tcp = |address: &str, tls| {
+            let address = address.parse().expect("an address");
+            vec![Listen::Tcp { address, tls }, Listen::Unix { path: "/x".into() }]
+        };
+        assert!(keys(|c| c.listen = tcp("127.0.0.1:1", true)).is_empty());
+        // What would be listened on otherwise does not count.
+        assert!(open(|c| c.listen = tcp("[::1]:1", true)).is_empty());
+        let found = keys(|c| c.listen = tcp("10.0.0.1:1", true));
+        assert_eq!(found, ["tls.certificate", "authentication.server"]);
+        assert_eq!(keys(|c| c.listen = tcp("10.0.0.1:1", false)), ["authentication.server"]);
     }
 
     #[test]

@@ -7,7 +7,6 @@
 //! a node knows what it reports is not known here: [`Statistics`] is all there is to ask.
 
 mod report;
-mod socket;
 
 use std::io;
 use std::sync::Arc;
@@ -23,8 +22,8 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tracing::{debug, warn};
 
 pub use self::report::{App, Gateway, Report, TunnelProxy};
-pub use self::socket::{Socket, SocketError};
 use crate::protocol::{FramingError, JsonStream};
+use crate::unix_socket::UnixSocket;
 
 /// Monitors at once; further ones are closed as they come.
 const CONNECTIONS: usize = 8;
@@ -60,7 +59,7 @@ pub enum Request {
 }
 
 /// Serves until the task is aborted.
-pub async fn serve(socket: Socket, statistics: Arc<dyn Statistics>) {
+pub async fn serve(socket: UnixSocket, statistics: Arc<dyn Statistics>) {
     let throughput = Arc::new(AtomicU64::new(0));
     tokio::join!(measure(&*statistics, &throughput), accept_all(&socket, &statistics, &throughput));
 }
@@ -79,7 +78,7 @@ async fn measure(statistics: &dyn Statistics, throughput: &AtomicU64) {
 }
 
 async fn accept_all(
-    socket: &Socket,
+    socket: &UnixSocket,
     statistics: &Arc<dyn Statistics>,
     throughput: &Arc<AtomicU64>,
 ) {

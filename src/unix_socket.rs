@@ -1,4 +1,4 @@
-//! The file of a unix socket that only some may open: there from [`Socket::bind`] until the value
+//! The file of a unix socket that only some may open: there from [`UnixSocket::bind`] until the value
 //! is dropped.
 
 use std::fs::{self, File, Permissions};
@@ -14,31 +14,43 @@ use tokio::net::{UnixListener, UnixStream};
 /// Who may connect: the user that the node runs as, and its group.
 const MODE: u32 = 0o660;
 /// Connections that the kernel may hold until they are accepted.
-const BACKLOG: i32 = 16;
+const BACKLOG: i32 = 1024;
 
 /// Why there is no socket.
 #[derive(Debug, Error)]
-pub enum SocketError {
+pub enum UnixSocketError {
     /// Another program listens there.
     #[error(
         "cannot listen on {}: another program answers there; end that one or choose another file \
-         with monitor.socket", .0.display()
+         with {setting}", path.display()
     )]
-    InUse(PathBuf),
+    InUse {
+        /// The file.
+        path: PathBuf,
+        /// The setting that says where it is.
+        setting: &'static str,
+    },
     /// There is a file that is not a socket.
     #[error(
-        "cannot listen on {}: that is no socket; remove it or choose another file with \
-         monitor.socket", .0.display()
+        "cannot listen on {}: that is no socket; remove it or choose another file with {setting}",
+        path.display()
     )]
-    NoSocket(PathBuf),
+    NoSocket {
+        /// The file.
+        path: PathBuf,
+        /// The setting that says where it is.
+        setting: &'static str,
+    },
     /// The system does not allow it.
     #[error(
         "cannot listen on {}: its directory must exist and allow this process to write; choose \
-         another file with monitor.socket if not", .path.display()
+         another file with {setting} if not", .path.display()
     )]
     Io {
         /// The file.
         path: PathBuf,
+        /// The setting that says where it is.
+        setting: &'static str,
         /// What the system says.
         #[source]
         source: io::Error,
@@ -47,20 +59,20 @@ pub enum SocketError {
 
 /// A unix socket that is listened on. Dropping it removes its file.
 #[derive(Debug)]
-pub struct Socket {
+pub struct UnixSocket {
     listener: UnixListener,
     path: PathBuf,
     /// Device and inode of the file: what is there later may be another one's.
     file: (u64, u64),
 }
 
-impl Socket {
+impl UnixSocket {
     /// Listens on this file, which from its first moment on nobody may open but the user and group
     /// of this process. A file that was left behind by a program that has ended is replaced. Must
-    /// be called within a tokio runtime.
-    pub fn bind(path: &Path) -> Result<Self, SocketError> {
-        let failed = |source| SocketError::Io { path: path.into(), source };
-        make_room(path)?;
+    /// be called within a tokio runtime; `setting` is what says where it is.
+    pub fn bind(path: &Path, setting: &'static str) -> Result<Self, UnixSocketError> {
+        let failed = |source| UnixSocketError::Io { path: path.into(), setting, source };
+        make_room(path, setting)?;
         let listener = listen(path).map_err(failed)?;
         let made = fs::symlink_metadata(path).map_err(failed)?;
         Ok(Self { listener, path: path.into(), file: (made.dev(), made.ino()) })
@@ -77,7 +89,7 @@ impl Socket {
     }
 }
 
-impl Drop for Socket {
+impl Drop for UnixSocket {
     fn drop(&mut self) {
         let is_ours = |there: fs::Metadata| (there.dev(), there.ino()) == self.file;
         if fs::symlink_metadata(&self.path).is_ok_and(is_ours) {
@@ -87,17 +99,19 @@ impl Drop for Socket {
     }
 }
 
-fn make_room(path: &Path) -> Result<(), SocketError> {
+fn make_room(path: &Path, setting: &'static str) -> Result<(), UnixSocketError> {
     match fs::symlink_metadata(path) {
         Err(_) => Ok(()),
-        Ok(there) if !there.file_type().is_socket() => Err(SocketError::NoSocket(path.into())),
+        Ok(there) if !there.file_type().is_socket() => {
+            Err(UnixSocketError::NoSocket { path: path.into(), setting })
+        }
         Ok(_) => match connect(path) {
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                 let removed = fs::remove_file(path);
-                removed.map_err(|source| SocketError::Io { path: path.into(), source })
+                removed.map_err(|source| UnixSocketError::Io { path: path.into(), setting, source })
             }
             // It may also be too busy to answer, or not for us to ask: it is not ours in any case.
-            Ok(()) | Err(_) => Err(SocketError::InUse(path.into())),
+            Ok(()) | Err(_) => Err(UnixSocketError::InUse { path: path.into(), setting }),
         },
     }
 }
@@ -119,4 +133,43 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
     fs::set_permissions(path, Permissions::from_mode(MODE))?;
     socket.listen(BACKLOG)?;
     UnixListener::from_std(OwnedFd::from(socket).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn bind(path: &Path) -> Result<UnixSocket, UnixSocketError> {
+        UnixSocket::bind(path, "test.socket")
+    }
+
+    #[tokio::test]
+    async fn what_was_left_behind_is_replaced_and_what_lives_is_not() {
+        let directory = TempDir::new().expect("a directory");
+        let path = directory.path().join("socket");
+        let left_behind = std::os::unix::net::UnixListener::bind(&path).expect("bound");
+        let error = bind(&path).expect_err("it lives");
+        assert!(matches!(error, UnixSocketError::InUse { .. }), "{error}");
+        assert!(error.to_string().ends_with("another file with test.socket"), "{error}");
+        drop(left_behind);
+        let socket = bind(&path).expect("replaced");
+        assert!(matches!(bind(&path), Err(UnixSocketError::InUse { .. })));
+
+        // Another one has taken its place: that stays.
+        fs::remove_file(&path).expect("removed");
+        let other = bind(&path).expect("bound");
+        drop(socket);
+        assert!(path.exists());
+        drop(other);
+
+        fs::write(&path, "precious").expect("written");
+        assert!(matches!(bind(&path), Err(UnixSocketError::NoSocket { .. })));
+        assert_eq!(fs::read(&path).expect("there"), b"precious");
+        let nowhere = directory.path().join("nowhere/socket");
+        assert!(matches!(bind(&nowhere), Err(UnixSocketError::Io { .. })));
+        let too_long = directory.path().join("x".repeat(120));
+        assert!(matches!(bind(&too_long), Err(UnixSocketError::Io { .. })));
+    }
 }
