@@ -1,4 +1,4 @@
-//! From a URL to an open WebSocket connection, each step with its deadline and its error.
+//! From a URL to an open connection, each step with its deadline and its error.
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -25,7 +25,18 @@ use super::{ConnectError, SetupError, Waiting};
 use crate::protocol::{Identity, Token};
 use crate::trace_parent::TraceParent;
 
-pub(super) type Socket = WebSocketStream<Either<TcpStream, Box<TlsStream<BufReader<TcpStream>>>>>;
+pub(super) type ByteStream = Either<TcpStream, Box<TlsStream<BufReader<TcpStream>>>>;
+pub(super) type Socket = WebSocketStream<ByteStream>;
+
+/// What is open at the end.
+#[derive(Debug)]
+pub(super) enum Opened {
+    WebSocket(Box<Socket>),
+    Bytes(ByteStream),
+}
+
+/// The port for connections without WebSocket, if the URL has none.
+const STREAM_PORT: u16 = 2213;
 
 /// Takes a write of 64 KiB and control frames, so that they leave together.
 const WRITE_BUFFER: usize = 72 * 1024;
@@ -45,17 +56,23 @@ pub struct Connector {
     buffer_size: usize,
     pub(super) message_limit: usize,
     connect_timeout: Duration,
-    authentication_timeout: Duration,
+    pub(super) authentication_timeout: Duration,
     pub(super) waiting_timeout: Duration,
     pub(super) close_timeout: Duration,
 }
 
 impl Connector {
-    /// Connects to this URL: `wss://` or, without encryption, `ws://`.
+    /// Connects to this URL: `wss://` or, without encryption, `ws://`. Without WebSocket it is
+    /// `ssl://` or `tcps://` with TLS, and `tcp://` without (for a [`Gateway`](super::Gateway) or
+    /// an [`App`](super::App) only).
     pub fn new(url: &str) -> Result<Self, SetupError> {
         let url = Url::parse(url).map_err(SetupError::Url)?;
-        if !matches!(url.scheme(), "wss" | "ws") {
-            return Err(SetupError::Scheme);
+        match url.scheme() {
+            "ssl" | "tcps" | "tcp" if url.host_str().is_none_or(str::is_empty) => {
+                return Err(SetupError::Url(url::ParseError::EmptyHost));
+            }
+            "wss" | "ws" | "ssl" | "tcps" | "tcp" => {}
+            _ => return Err(SetupError::Scheme),
         }
         Ok(Self {
             url,
@@ -96,7 +113,7 @@ impl Connector {
         self
     }
 
-    /// The name that the other endpoint is told.
+    /// The name that the other endpoint or the proxy is told.
     #[must_use]
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = name.into();
@@ -147,7 +164,7 @@ impl Connector {
         self
     }
 
-    /// For the answer to the token. Default 15 s.
+    /// For the answer to the token or the registration. Default 15 s.
     #[must_use]
     pub fn authentication_timeout(mut self, timeout: Duration) -> Self {
         self.authentication_timeout = timeout;
@@ -175,12 +192,19 @@ impl Connector {
         token: &Token,
         nonce: Option<&str>,
     ) -> Result<Waiting, ConnectError> {
-        // The handshakes need much room, which the caller's future should not keep for them.
-        let socket = Box::pin(self.open(Instant::now() + self.connect_timeout)).await?;
+        if !self.is_websocket() {
+            return Err(SetupError::NotWebSocket.into());
+        }
+        let socket = self.open().await?;
         let deadline = Instant::now() + self.authentication_timeout;
         timeout_at(deadline, Waiting::authenticate(socket, self, token, nonce))
             .await
             .map_err(|_| ConnectError::Timeout("authentication"))?
+    }
+
+    /// The name and UUID for a registration.
+    pub(super) fn name_and_uuid(&self) -> (&str, Uuid) {
+        (&self.name, self.uuid.unwrap_or_else(Uuid::new_v4))
     }
 
     pub(super) fn identity(&self) -> Option<Identity> {
@@ -188,16 +212,37 @@ impl Connector {
         (!self.anonymous).then(|| Identity { uuid, name: self.name.clone() })
     }
 
-    async fn open(&self, deadline: Instant) -> Result<Socket, ConnectError> {
+    /// Whether the URL is one of a WebSocket.
+    pub fn is_websocket(&self) -> bool {
+        matches!(self.url.scheme(), "wss" | "ws")
+    }
+
+    pub(super) async fn open(&self) -> Result<Opened, ConnectError> {
+        // The handshakes need much room, which the caller's future should not keep for them.
+        Box::pin(self.open_until(Instant::now() + self.connect_timeout)).await
+    }
+
+    async fn open_until(&self, deadline: Instant) -> Result<Opened, ConnectError> {
+        let stream = self.open_stream(deadline).await?;
+        if !self.is_websocket() {
+            return Ok(Opened::Bytes(stream));
+        }
+        let socket = self.upgrade(stream, deadline).await?;
+        Ok(Opened::WebSocket(Box::new(socket)))
+    }
+
+    async fn open_stream(&self, deadline: Instant) -> Result<ByteStream, ConnectError> {
         let tcp = timeout_at(deadline, self.connect_tcp())
             .await
             .map_err(|_| ConnectError::Timeout("a TCP connection"))??;
-        let stream = if self.url.scheme() == "wss" {
-            let tls = timeout_at(deadline, self.handshake_tls(tcp));
-            Either::Right(Box::new(tls.await.map_err(|_| ConnectError::Timeout("TLS"))??))
-        } else {
-            Either::Left(tcp)
-        };
+        if matches!(self.url.scheme(), "ws" | "tcp") {
+            return Ok(Either::Left(tcp));
+        }
+        let tls = timeout_at(deadline, self.handshake_tls(tcp));
+        Ok(Either::Right(Box::new(tls.await.map_err(|_| ConnectError::Timeout("TLS"))??)))
+    }
+
+    async fn upgrade(&self, stream: ByteStream, deadline: Instant) -> Result<Socket, ConnectError> {
         let mut request = self.url.as_str().into_client_request().map_err(upgrade_error)?;
         // Known to the proxy's log, also when nobody asked to record it.
         let trace = self.trace_parent.map_or_else(|| TraceParent::new(false), TraceParent::child);
@@ -214,7 +259,7 @@ impl Connector {
     }
 
     async fn connect_tcp(&self) -> Result<TcpStream, ConnectError> {
-        let port = self.url.port_or_known_default().unwrap_or_default();
+        let port = self.url.port_or_known_default().unwrap_or(STREAM_PORT);
         let connected = match self.url.host() {
             Some(Host::Domain(domain)) => TcpStream::connect((domain, port)).await,
             Some(Host::Ipv4(address)) => TcpStream::connect((address, port)).await,
@@ -241,8 +286,7 @@ impl Connector {
         let name = match self.url.host() {
             Some(Host::Ipv4(address)) => ServerName::from(std::net::IpAddr::V4(address)),
             Some(Host::Ipv6(address)) => ServerName::from(std::net::IpAddr::V6(address)),
-            domain => ServerName::try_from(domain.map(|host| host.to_string()).unwrap_or_default())
-                .map_err(|_| SetupError::Url(url::ParseError::InvalidDomainCharacter))?,
+            domain => server_name(domain.map(|host| host.to_string()).unwrap_or_default())?,
         };
         // rustls reads 4 KiB at a time by itself.
         let tcp = BufReader::with_capacity(self.buffer_size, tcp);
@@ -270,6 +314,12 @@ fn prepare(tcp: &TcpStream) -> std::io::Result<()> {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     socket.set_tcp_user_timeout(Some(3 * INTERVAL))?;
     socket.set_tcp_keepalive(&keepalive)
+}
+
+/// URLs other than those of the web give an IPv4 address as a domain.
+fn server_name(domain: String) -> Result<ServerName<'static>, SetupError> {
+    ServerName::try_from(domain)
+        .map_err(|_| SetupError::Url(url::ParseError::InvalidDomainCharacter))
 }
 
 fn tls_error(error: std::io::Error) -> ConnectError {
@@ -312,7 +362,10 @@ mod tests {
             assert!(Connector::new(url).is_ok(), "{url}");
         }
         assert!(matches!(Connector::new("https://example.com"), Err(SetupError::Scheme)));
-        for url in ["", "127.0.0.1", "wss://", "wss://a:99999"] {
+        for url in ["ssl://127.0.0.1:2213", "tcps://[::1]", "tcp://proxy.example.com"] {
+            assert!(Connector::new(url).is_ok_and(|connector| !connector.is_websocket()), "{url}");
+        }
+        for url in ["", "127.0.0.1", "wss://", "wss://a:99999", "tcp://", "tcp:a", "ssl://:1"] {
             assert!(matches!(Connector::new(url), Err(SetupError::Url(_))), "{url}");
         }
     }

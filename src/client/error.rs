@@ -16,9 +16,12 @@ pub enum SetupError {
     /// Not a URL.
     #[error("the URL is not valid")]
     Url(#[source] url::ParseError),
-    /// Neither `wss://` nor `ws://`.
-    #[error("the URL must begin with wss:// or ws://")]
+    /// None of the schemes that there are.
+    #[error("the URL must begin with wss:// or ws://, or without WebSocket with ssl:// or tcp://")]
     Scheme,
+    /// Endpoints that are paired by token are reached by WebSocket.
+    #[error("the URL must begin with wss:// or ws://, unless it is for a gateway or an app")]
+    NotWebSocket,
     /// Not 32 bytes in hexadecimal digits.
     #[error("a fingerprint is a SHA-256: 64 hexadecimal digits, with or without colons")]
     Fingerprint,
@@ -81,6 +84,15 @@ pub enum ConnectError {
     /// The proxy could not find out whether the token is valid. Temporary.
     #[error("the proxy cannot check tokens at the moment")]
     AuthenticationUnavailable,
+    /// No gateway is registered under this UUID. Temporary.
+    #[error("no gateway is registered under this UUID")]
+    GatewayNotFound,
+    /// The UUID is registered already, by a gateway or an app.
+    #[error("the UUID is registered already")]
+    AlreadyRegistered,
+    /// The UUID is one that nobody may have.
+    #[error("the proxy does not accept the UUID")]
+    InvalidUuid,
     /// The proxy did not accept the request, for the reason in its words.
     #[error("the proxy refused the request: {0:?}")]
     Rejected(String),
@@ -121,6 +133,7 @@ impl ConnectError {
         matches!(
             self,
             Self::NobodyCame
+                | Self::GatewayNotFound
                 | Self::GoingAway
                 | Self::TryAgainLater
                 | Self::AuthenticationUnavailable
@@ -137,6 +150,8 @@ impl ConnectError {
             _ if is(Close::NobodyCame) => Self::NobodyCame,
             _ if is(Close::Taken) => Self::Taken,
             _ if is(Close::Loop) => Self::Loop,
+            _ if is(Close::GatewayNotFound) => Self::GatewayNotFound,
+            _ if is(Close::AlreadyRegistered) => Self::AlreadyRegistered,
             1001 => Self::GoingAway,
             1013 => Self::TryAgainLater,
             _ => Self::Closed { code, reason },
@@ -179,6 +194,9 @@ pub enum TunnelError {
     /// The connection to the proxy broke.
     #[error("the connection to the proxy broke")]
     Lost(#[source] Arc<io::Error>),
+    /// What the app sent was left unread for too long, so that it was given up.
+    #[error("the data of the app was left unread for too long")]
+    TooSlow,
     /// The proxy did not confirm in time that it has everything.
     #[error("the proxy did not confirm that it has all data")]
     NotConfirmed,
@@ -235,7 +253,7 @@ impl From<TunnelError> for io::Error {
                 io::ErrorKind::ConnectionAborted
             }
             TunnelError::Lost(source) => source.kind(),
-            TunnelError::NotConfirmed => io::ErrorKind::TimedOut,
+            TunnelError::NotConfirmed | TunnelError::TooSlow => io::ErrorKind::TimedOut,
             TunnelError::MessageTooLarge | TunnelError::Protocol(_) => io::ErrorKind::InvalidData,
         };
         Self::new(kind, error)

@@ -71,6 +71,11 @@ impl JsonStream {
         self.buffer.iter().all(|byte| is_white_space(*byte))
     }
 
+    /// What has come behind the objects that were given out, white space included.
+    pub(crate) fn into_rest(self) -> Vec<u8> {
+        self.buffer
+    }
+
     fn skip_white_space(&mut self) {
         if self.scanned == 0 {
             let spaces = self.buffer.iter().take_while(|byte| is_white_space(**byte)).count();

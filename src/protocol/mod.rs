@@ -27,7 +27,9 @@ pub use gateway_control::{ControlAction, GatewayControl};
 pub use json_stream::{FramingError, JsonStream, MAX_REQUEST};
 pub use message::{Refusal, Request, notification, parse_request, request};
 pub use methods::{API_VERSION, API_VERSION_TUNNEL_PROXY, ServerInfo};
-pub(crate) use methods::{ESTABLISHED_GENERATION_1, ESTABLISHED_GENERATION_2};
+pub(crate) use methods::{
+    CLIENT_CONNECTED, CLIENT_DISCONNECTED, ESTABLISHED_GENERATION_1, ESTABLISHED_GENERATION_2,
+};
 pub use terms::{Action, Generation, Identity, Profile, Rules, Verdict};
 pub use text_or_binary::TextOrBinary;
 pub use token::{PairingKey, Token};

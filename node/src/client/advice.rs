@@ -47,6 +47,14 @@ fn for_connect(error: &ConnectError) -> Option<&'static str> {
             "start it with the same token and nonce, and use --wait to give it more time"
         }
         ConnectError::Taken => "use another token, or a --nonce on both ends",
+        ConnectError::GatewayNotFound => {
+            "start the gateway and check --server-uuid, or use --wait until it is there"
+        }
+        ConnectError::AlreadyRegistered => {
+            "stop the other gateway or app with this UUID, or use another one; one whose \
+             connection is dead loses it within seconds"
+        }
+        ConnectError::InvalidUuid => "the null UUID is not allowed",
         ConnectError::Loop => "give each endpoint an own --uuid, or none",
         ConnectError::Setup(_)
         | ConnectError::Rejected(_)
@@ -68,6 +76,7 @@ fn for_tunnel(error: &TunnelError) -> Option<&'static str> {
         | TunnelError::GoingAway
         | TunnelError::Closed { .. }
         | TunnelError::Lost(_)
+        | TunnelError::TooSlow
         | TunnelError::NotConfirmed => "the transfer is incomplete, repeat it",
         TunnelError::MessageTooLarge | TunnelError::SentAfterClose | TunnelError::Protocol(_) => {
             return None;

@@ -5,6 +5,8 @@
 //! normally, 2 for wrong usage, 1 for everything else.
 
 mod advice;
+mod attachments;
+mod carry;
 mod options;
 mod pingpong;
 mod relay;
@@ -21,6 +23,7 @@ use options::{Mode, Options};
 
 fn main() -> ExitCode {
     let options = Options::parse();
+    options.check();
     log(options.verbose);
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -43,6 +46,8 @@ async fn run(options: &Options) -> anyhow::Result<()> {
         Mode::Pipe => relay::pipe(tunnel::open(options).await?, options).await,
         Mode::Listen(address) => tcp::listen(options, address).await,
         Mode::Connect(address) => tcp::connect(options, address).await,
+        Mode::Gateway { uuid, connect } => attachments::serve(options, uuid, connect).await,
+        Mode::App { gateway, listen } => attachments::listen(options, gateway, listen).await,
         Mode::PingPong => pingpong::run(tunnel::open(options).await?, options).await,
     }
 }

@@ -23,11 +23,15 @@ const MAX_TOKEN_FILE: u64 = 64 * 1024;
 /// of stdin the tunnel is closed; if stdin was empty (as with </dev/null), data is received until
 /// the other endpoint leaves. The exit code is 0 only if the proxy has confirmed all that was sent
 /// and the tunnel was closed normally.
+///
+/// With --gateway and --app, many connections at once get through to one server that is behind a
+/// NAT, and they need no token: the gateway is known by its UUID.
 #[derive(Debug, Parser)]
 #[command(version)]
 #[expect(clippy::struct_excessive_bools, reason = "a command line has switches")]
 pub(crate) struct Options {
-    /// The proxy: wss://host:port, or ws:// for one without TLS.
+    /// The proxy: wss://host:port, or ws:// for one without TLS. With --gateway and --app also
+    /// without WebSocket: ssl://host:port, or tcp:// without TLS.
     #[arg(short, long, default_value = "wss://127.0.0.1:1212", value_parser = url)]
     pub(crate) url: String,
     /// The token. The list of processes shows it to all users of this machine; use
@@ -38,13 +42,14 @@ pub(crate) struct Options {
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
     /// Tells tunnels with the same token apart.
-    #[arg(short, long)]
+    #[arg(short, long, conflicts_with_all = ["gateway", "app"])]
     pub(crate) nonce: Option<String>,
     /// The name that the other endpoint is told.
     #[arg(long)]
     name: Option<String>,
-    /// The UUID that the other endpoint is told [default: a random one].
-    #[arg(long)]
+    /// The UUID that the other endpoint is told [default: a random one], or under which a gateway
+    /// registers.
+    #[arg(long, conflicts_with = "app")]
     uuid: Option<Uuid>,
     /// Accept any certificate. For tests only.
     #[arg(short, long, conflicts_with_all = ["ca", "fingerprint"])]
@@ -67,13 +72,25 @@ pub(crate) struct Options {
     #[arg(long)]
     trace: bool,
     /// After the end of input, receive until nothing has come for this long
-    /// [default: 0s, with --listen and --connect 5s].
+    /// [default: 0s, with --listen and --connect 5s, with --gateway 0s].
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     linger: Option<Duration>,
     /// Show on stderr how much has gone through.
-    #[arg(long, conflicts_with = "pingpong")]
+    #[arg(long, conflicts_with_all = ["pingpong", "gateway", "app"])]
     pub(crate) progress: bool,
 
+    /// Register as the gateway with this --uuid, stay registered, and connect each app that
+    /// attaches to the address of --connect.
+    #[arg(long, requires_all = ["uuid", "connect"], conflicts_with = "app",
+        help_heading = "Modes")]
+    gateway: bool,
+    /// Attach each TCP connection to the address of --listen, as an app of its own, to the gateway
+    /// with this --server-uuid.
+    #[arg(long, requires_all = ["server_uuid", "listen"], help_heading = "Modes")]
+    app: bool,
+    /// The UUID of the gateway for --app.
+    #[arg(long, value_name = "UUID", requires = "app", help_heading = "Modes")]
+    server_uuid: Option<Uuid>,
     /// Let one TCP connection to this address through the tunnel, as in 127.0.0.1:2222.
     #[arg(long, value_name = "ADDRESS", group = "mode", help_heading = "Modes")]
     listen: Option<String>,
@@ -104,11 +121,22 @@ pub(crate) enum Mode<'a> {
     Pipe,
     Listen(&'a str),
     Connect(&'a str),
+    Gateway { uuid: Uuid, connect: &'a str },
+    App { gateway: Uuid, listen: &'a str },
     PingPong,
 }
 
 impl Options {
     pub(crate) fn mode(&self) -> Mode<'_> {
+        match (self.uuid, &self.connect, self.server_uuid, &self.listen) {
+            (Some(uuid), Some(connect), ..) if self.gateway => {
+                return Mode::Gateway { uuid, connect };
+            }
+            (_, _, Some(gateway), Some(listen)) if self.app => {
+                return Mode::App { gateway, listen };
+            }
+            _ => {}
+        }
         match (&self.listen, &self.connect, self.pingpong) {
             (Some(address), ..) => Mode::Listen(address),
             (_, Some(address), _) => Mode::Connect(address),
@@ -119,14 +147,31 @@ impl Options {
 
     pub(crate) fn linger(&self) -> Duration {
         self.linger.unwrap_or(match self.mode() {
-            Mode::Listen(_) | Mode::Connect(_) => Duration::from_secs(5),
-            Mode::Pipe | Mode::PingPong => Duration::ZERO,
+            Mode::Listen(_) | Mode::Connect(_) | Mode::App { .. } => Duration::from_secs(5),
+            Mode::Pipe | Mode::PingPong | Mode::Gateway { .. } => Duration::ZERO,
         })
     }
 
-    /// From the option, the file or the environment, in this order. Ends the program with the
-    /// usage error that there is none.
+    /// Ends the program with a usage error where options do not fit together.
+    pub(crate) fn check(&self) {
+        let Ok(connector) = Connector::new(&self.url) else { return };
+        if !connector.is_websocket() && !self.gateway && !self.app {
+            let message = "without --gateway or --app, --url must begin with wss:// or ws://";
+            Self::command().error(ErrorKind::ArgumentConflict, message).exit();
+        }
+    }
+
+    /// As [`Options::some_token`]. Ends the program with the usage error that there is none.
     pub(crate) fn token(&self) -> anyhow::Result<Token> {
+        let Some(token) = self.some_token()? else {
+            let message = "no token: give one with --token-file, REMOTEPROXY_TOKEN or --token";
+            Self::command().error(ErrorKind::MissingRequiredArgument, message).exit();
+        };
+        Ok(token)
+    }
+
+    /// From the option, the file or the environment, in this order.
+    pub(crate) fn some_token(&self) -> anyhow::Result<Option<Token>> {
         let token = match (&self.token, &self.token_file) {
             (Some(token), _) => token.clone(),
             (_, Some(file)) => {
@@ -134,11 +179,7 @@ impl Options {
             }
             _ => std::env::var(TOKEN_VARIABLE).unwrap_or_default(),
         };
-        if token.is_empty() {
-            let message = "no token: give one with --token-file, REMOTEPROXY_TOKEN or --token";
-            Self::command().error(ErrorKind::MissingRequiredArgument, message).exit();
-        }
-        Ok(Token::new(token))
+        Ok((!token.is_empty()).then(|| Token::new(token)))
     }
 
     pub(crate) fn connector(&self) -> Result<Connector, SetupError> {

@@ -19,21 +19,21 @@ pub(crate) async fn open(options: &Options) -> anyhow::Result<Tunnel> {
     let nonce = options.nonce.as_deref();
     let tunnel = match options.wait {
         None => attempt(&connector, &token, nonce).await?,
-        Some(wait) => retry(&connector, &token, nonce, Instant::now() + wait).await?,
+        Some(wait) => retry(wait, || attempt(&connector, &token, nonce)).await?,
     };
     let other = tunnel.other();
     info!(name = ?other.name, uuid = ?other.uuid, "the tunnel stands");
     Ok(tunnel)
 }
 
-async fn retry(
-    connector: &Connector,
-    token: &Token,
-    nonce: Option<&str>,
-    deadline: Instant,
-) -> Result<Tunnel, ConnectError> {
+/// Tries for as long as `wait`, while the errors are temporary.
+pub(crate) async fn retry<T, F: Future<Output = Result<T, ConnectError>>>(
+    wait: Duration,
+    attempt: impl Fn() -> F,
+) -> Result<T, ConnectError> {
+    let deadline = Instant::now() + wait;
     loop {
-        let result = timeout_at(deadline, attempt(connector, token, nonce)).await;
+        let result = timeout_at(deadline, attempt()).await;
         let error = match result.unwrap_or(Err(ConnectError::NobodyCame)) {
             Err(error) if error.is_temporary() => error,
             result => return result,

@@ -1,0 +1,190 @@
+//! A gateway's end of the connection to one app.
+
+use std::fmt;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio_util::sync::PollSender;
+
+use super::TunnelError;
+
+/// The largest frame made of written bytes; small enough that many apps take turns.
+const FRAME: usize = 16 * 1024;
+
+/// Who an app says it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AppInfo {
+    /// As the app wrote it.
+    pub name: String,
+    /// With braces, in lower case.
+    pub uuid: String,
+    /// Where the app comes from, as the proxy saw it.
+    pub peer_address: String,
+}
+
+/// An attached app: a stream of bytes.
+///
+/// - It ends when the app leaves; whether it did so in order, the proxy does not tell. When the
+///   gateway's own connection is lost, reading and writing fail ([`TunnelError::Lost`]), and so
+///   they do once the app was given up because its data was left unread
+///   ([`TunnelError::TooSlow`]).
+/// - Shutting down has the proxy close the app behind all that was written. Dropping it without
+///   that drops what is still under way.
+pub struct AppStream {
+    info: AppInfo,
+    place: Place,
+    inbound: mpsc::UnboundedReceiver<Inbound>,
+    /// The piece that is being read, and its place in the backlog.
+    piece: Bytes,
+    room: Option<OwnedSemaphorePermit>,
+    end: Option<Result<(), TunnelError>>,
+    outbound: PollSender<Outbound>,
+    dropped: mpsc::UnboundedSender<Place>,
+    left: Arc<AtomicBool>,
+    shut: bool,
+}
+
+/// A socket address, and a number that no other app of this process has: addresses are used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) address: u16,
+    pub(super) number: u64,
+}
+
+/// What the connection has for an app. Without an end behind it, the connection was lost.
+pub(super) enum Inbound {
+    Data(Bytes, OwnedSemaphorePermit),
+    End(Result<(), TunnelError>),
+}
+
+/// What an app has for the connection.
+pub(super) enum Outbound {
+    Data(Place, Bytes),
+    End(Place),
+}
+
+/// The ways between an app and the connection.
+pub(super) struct Ways {
+    pub(super) inbound: mpsc::UnboundedReceiver<Inbound>,
+    pub(super) outbound: mpsc::Sender<Outbound>,
+    pub(super) dropped: mpsc::UnboundedSender<Place>,
+    pub(super) left: Arc<AtomicBool>,
+}
+
+impl AppStream {
+    pub(super) fn new(info: AppInfo, place: Place, ways: Ways) -> Self {
+        Self {
+            info,
+            place,
+            inbound: ways.inbound,
+            piece: Bytes::new(),
+            room: None,
+            end: None,
+            outbound: PollSender::new(ways.outbound),
+            dropped: ways.dropped,
+            left: ways.left,
+            shut: false,
+        }
+    }
+
+    /// Who it is.
+    pub fn info(&self) -> &AppInfo {
+        &self.info
+    }
+
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TunnelError>> {
+        if self.shut {
+            return Poll::Ready(Err(TunnelError::SentAfterClose));
+        }
+        if self.left.load(Ordering::Acquire) {
+            return Poll::Ready(Err(TunnelError::OtherLeft));
+        }
+        self.outbound.poll_reserve(cx).map_err(|_| lost())
+    }
+}
+
+fn lost() -> TunnelError {
+    TunnelError::Lost(Arc::new(io::ErrorKind::ConnectionReset.into()))
+}
+
+impl fmt::Debug for AppStream {
+    /// Without the data.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AppStream").field("info", &self.info).finish_non_exhaustive()
+    }
+}
+
+impl Drop for AppStream {
+    fn drop(&mut self) {
+        if !self.shut && !self.left.load(Ordering::Acquire) {
+            // If the connection is gone, so is the app.
+            let _ = self.dropped.send(self.place);
+        }
+    }
+}
+
+impl AsyncRead for AppStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        while self.piece.is_empty() {
+            self.room = None;
+            if let Some(end) = &self.end {
+                return Poll::Ready(end.clone().map_err(Into::into));
+            }
+            match ready!(self.inbound.poll_recv(cx)) {
+                Some(Inbound::Data(piece, room)) => {
+                    self.piece = piece;
+                    self.room = Some(room);
+                }
+                Some(Inbound::End(end)) => self.end = Some(end),
+                None => self.end = Some(Err(lost())),
+            }
+        }
+        let count = self.piece.len().min(buf.remaining());
+        buf.put_slice(&self.piece[..count]);
+        self.piece.advance(count);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for AppStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        if data.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        ready!(self.poll_room(cx))?;
+        let count = data.len().min(FRAME);
+        let frame = Outbound::Data(self.place, Bytes::copy_from_slice(&data[..count]));
+        self.outbound.send_item(frame).map_err(|_| lost())?;
+        Poll::Ready(Ok(count))
+    }
+
+    /// What was written is on its way by itself.
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.shut || self.left.load(Ordering::Acquire) {
+            return Poll::Ready(Ok(()));
+        }
+        ready!(self.poll_room(cx))?;
+        let end = Outbound::End(self.place);
+        self.outbound.send_item(end).map_err(|_| lost())?;
+        self.shut = true;
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,155 @@
+//! An endpoint to which many apps attach.
+
+use std::io;
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep};
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{debug, info, warn};
+use uuid::Uuid;
+
+use super::app_stream::AppStream;
+use super::multiplexer::{self, Limits};
+use super::registration::register;
+use super::wire::Wire;
+use super::{ConnectError, Connector};
+use crate::protocol::{Token, braced};
+
+/// Apps that have attached and wait for [`Apps::accept`]; with more, they are disconnected.
+const UNACCEPTED: usize = 128;
+/// Between two tries to register again, from the first to the longest; up to half is left to chance.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// A registration that stood for as long was no failed try.
+const STOOD: Duration = Duration::from_mins(1);
+
+/// Registers under a UUID, and stays registered.
+///
+/// The name is that of the [`Connector`].
+#[derive(Clone, Debug)]
+pub struct Gateway {
+    connector: Connector,
+    uuid: Uuid,
+    token: Option<Token>,
+    limits: Limits,
+}
+
+impl Gateway {
+    /// Registers under this UUID.
+    pub fn new(connector: Connector, uuid: Uuid) -> Self {
+        let limits = Limits {
+            backlog: 1 << 20,
+            stalled: Duration::from_secs(5),
+            ping: Duration::from_secs(30),
+            silence: Duration::from_secs(75),
+        };
+        Self { connector, uuid, token: None, limits }
+    }
+
+    /// Shows this token, for proxies that demand one.
+    #[must_use]
+    pub fn token(mut self, token: Token) -> Self {
+        self.token = Some(token);
+        self
+    }
+
+    /// How many bytes of an app may wait to be read. Default 1 MiB. With more, nothing is read for
+    /// any app, until this one is read or [`Gateway::stalled_timeout`] is over.
+    #[must_use]
+    pub fn backlog(mut self, bytes: usize) -> Self {
+        self.limits.backlog = bytes.clamp(1, u32::MAX as usize / 2);
+        self
+    }
+
+    /// How long the backlog of an app may stay full until it is given up. Default 5 s.
+    #[must_use]
+    pub fn stalled_timeout(mut self, timeout: Duration) -> Self {
+        self.limits.stalled = timeout;
+        self
+    }
+
+    /// How often the proxy is told that this gateway is alive. Default 30 s; nodes usually close
+    /// what is silent for 60 s. A proxy that is silent for two and a half times as long is lost.
+    #[must_use]
+    pub fn ping_interval(mut self, interval: Duration) -> Self {
+        self.limits.ping = interval;
+        self.limits.silence = interval.mul_f64(2.5);
+        self
+    }
+
+    /// Connects and registers. From then on it is registered again whenever the connection is lost,
+    /// until the [`Apps`] are dropped.
+    pub async fn register(&self) -> Result<Apps, ConnectError> {
+        let wire = self.connect().await?;
+        let (sender, accepted) = mpsc::channel(UNACCEPTED);
+        let task = tokio::spawn(self.clone().stay(wire, sender));
+        Ok(Apps { accepted, task: Some(AbortOnDropHandle::new(task)) })
+    }
+
+    async fn connect(&self) -> Result<Wire, ConnectError> {
+        let (name, _) = self.connector.name_and_uuid();
+        let params = json!({ "serverName": name, "serverUuid": braced(self.uuid) });
+        register(&self.connector, "TunnelProxy.RegisterServer", params, self.token.as_ref()).await
+    }
+
+    /// Stays registered until that is of no more use.
+    async fn stay(self, mut wire: Wire, accepted: mpsc::Sender<AppStream>) -> ConnectError {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let since = Instant::now();
+            let error = multiplexer::run(wire, self.limits, &accepted).await;
+            warn!(%error, "the connection to the proxy is lost, registering again");
+            if since.elapsed() > STOOD {
+                pause = FIRST_PAUSE;
+            }
+            wire = loop {
+                sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
+                pause = (2 * pause).min(LONGEST_PAUSE);
+                match self.connect().await {
+                    Ok(wire) => break wire,
+                    Err(error) if is_final(&error) => return error,
+                    Err(error) => debug!(%error, "not registered, trying again"),
+                }
+            };
+            info!("registered again");
+        }
+    }
+}
+
+/// Whether trying again is of no use. What a node says that starts or takes over is not final: the
+/// UUID may be registered until the last registration has run out.
+fn is_final(error: &ConnectError) -> bool {
+    matches!(
+        error,
+        ConnectError::Setup(_)
+            | ConnectError::CertificateNotTrusted(_)
+            | ConnectError::FingerprintMismatch { .. }
+            | ConnectError::TokenRefused
+            | ConnectError::InvalidUuid
+            | ConnectError::Rejected(_)
+    )
+}
+
+/// The apps that attach to a registered [`Gateway`]. Dropping it ends the registration.
+#[derive(Debug)]
+pub struct Apps {
+    accepted: mpsc::Receiver<AppStream>,
+    task: Option<AbortOnDropHandle<ConnectError>>,
+}
+
+impl Apps {
+    /// The next app that has attached. It waits while the gateway is not registered, and fails when
+    /// it cannot be any more. Dropping the future loses nothing.
+    pub async fn accept(&mut self) -> Result<AppStream, ConnectError> {
+        if let Some(app) = self.accepted.recv().await {
+            return Ok(app);
+        }
+        let end = match self.task.take() {
+            Some(task) => task.await.ok(),
+            None => None,
+        };
+        Err(end.unwrap_or_else(|| ConnectError::Lost(io::ErrorKind::NotConnected.into())))
+    }
+}
