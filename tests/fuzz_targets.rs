@@ -15,6 +15,8 @@ mod json_stream;
 mod proxy_header;
 #[path = "fuzz/targets/slip.rs"]
 mod slip;
+#[path = "fuzz/targets/state_machines.rs"]
+mod state_machines;
 
 /// Runs `target` on its corpus, and on inputs of some random bytes and `words`.
 fn run(name: &str, target: fn(&[u8]), words: &'static [&'static [u8]]) {
@@ -84,4 +86,30 @@ fn proxy_header_target() {
         b"\x03\0\x04",
     ];
     run("proxy_header", proxy_header::run, words);
+}
+
+#[test]
+fn state_machines_target() {
+    // What is switched on, steps by their number, and some of the items by theirs.
+    let words: &[&[u8]] = &[
+        b"\0",
+        b"\x02",
+        b"\x08",
+        b"\0\0\x02",
+        b"\0\0\x03",
+        b"\0\0\x04",
+        b"\0\0\x05\x08\0",
+        b"\0\0\x04\x08\0",
+        b"\0\0\x07",
+        b"\x01\x0a\x02\x0c",
+        b"\x04\x07\x0d\0\x1b",
+        b"\x05\x08\0\x0a",
+        b"\x06\x01",
+        b"\x07\0",
+        b"\x08\0",
+        b"\x09\x02",
+        b"\x0a\x07",
+        b"\x0a\x3c",
+    ];
+    run("state_machines", state_machines::run, words);
 }
