@@ -1,7 +1,7 @@
 //! Networks in which links can be cut without a sign: each node in a network namespace of its own
 //! (Linux, as root), all on a switch in another one, together with this machine.
 
-#![allow(unreachable_pub, missing_docs, reason = "for tests")]
+#![allow(dead_code, unreachable_pub, missing_docs, reason = "each test file uses a part")]
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::process::{self, Command};
@@ -112,7 +112,8 @@ impl Network {
         Ipv4Addr::new(10, 213, self.subnet, host).into()
     }
 
-    fn space(&self, node: u8) -> String {
+    /// The namespace of a node.
+    pub fn space(&self, node: u8) -> String {
         format!("{}-{node}", self.name)
     }
 }

@@ -1,0 +1,171 @@
+//! Gateways and apps whose link dies without a word: packets vanish in both directions. They come
+//! back over another one, and must not have to wait until the node has noticed by itself.
+//!
+//! The old link leads through a relay in a network namespace of its own, which is cut off from the
+//! node. Needs Linux and root.
+
+#[path = "support/cluster.rs"]
+mod cluster;
+#[path = "support/network.rs"]
+mod network;
+mod support;
+
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use cluster::endpoints::cluster::Certificates;
+use cluster::endpoints::redis::{Server, free_port, until};
+use cluster::endpoints::tunnel_proxy::{Event, Gateway, app, refused_gateway, try_app};
+use cluster::endpoints::{Endpoint, Listening};
+use cluster::{Member, within};
+use network::Network;
+use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::Message;
+
+/// From a registration over the new link until it has succeeded.
+const BACK: Duration = Duration::from_secs(5);
+
+/// Takes connections and hands their bytes on, in both directions.
+const RELAY: &str = r"
+import asyncio, sys
+listen, port, host, target = sys.argv[1:]
+async def copy(reader, writer):
+    while data := await reader.read(65536):
+        writer.write(data)
+        await writer.drain()
+    writer.close()
+async def serve(reader, writer):
+    there = await asyncio.open_connection(host, int(target))
+    await asyncio.gather(copy(reader, there[1]), copy(there[0], writer), return_exceptions=True)
+async def main():
+    async with await asyncio.start_server(serve, listen, int(port)) as server:
+        await server.serve_forever()
+asyncio.run(main())
+";
+
+/// A relay in a place of the network, ended when dropped.
+struct Relay {
+    address: SocketAddr,
+    process: Child,
+}
+
+impl Relay {
+    async fn start(network: &Network, place: u8, to: SocketAddr) -> Self {
+        let address = SocketAddr::new(network.node(place), free_port());
+        let (host, port) = (address.ip().to_string(), address.port().to_string());
+        let process = Command::new("ip")
+            .args(["netns", "exec", &network.space(place), "python3", "-c", RELAY])
+            .args([&host, &port, &to.ip().to_string(), &to.port().to_string()])
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("python3");
+        until("the relay", async || TcpStream::connect(address).await.is_ok()).await;
+        Self { address, process }
+    }
+}
+
+impl Listening for Relay {
+    fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn start(
+    network: &Network,
+    place: u8,
+    certificates: &Certificates,
+    redis: &[(&str, String)],
+) -> Member {
+    let mut command = network.command(place);
+    command.env("REMOTEPROXY__TUNNEL_PROXY__ENABLED", "true");
+    Member::start(command, network.node(place), certificates, redis)
+}
+
+/// The gateway at this node is the one that its apps reach.
+async fn serves(node: &impl Listening, gateway: &mut Gateway) {
+    let mut app = app(node, 77, 1).await;
+    let address = gateway.connected().await;
+    app.send(Message::text("hello")).await;
+    assert_eq!(gateway.event().await, Event::Data(address, b"hello".to_vec()));
+    app.leave().await;
+    gateway.disconnected(address).await;
+}
+
+#[tokio::test]
+async fn on_one_node_a_gateway_gets_its_place_back_and_a_live_one_keeps_it() {
+    let network = Network::new(2);
+    let certificates = Certificates::new();
+    let node = start(&network, 0, &certificates, &[]);
+    let relay = Relay::start(&network, 1, node.address()).await;
+    let mut old = Gateway::register(&relay, 1).await;
+    let mut its_app = app(&node, 2, 1).await;
+    old.connected().await;
+    // As long as it is alive, it keeps its place.
+    tokio::select! {
+        event = old.event() => panic!("{event:?}"),
+        () = refused_gateway(&node, 1, "AlreadyRegistered") => {}
+    }
+    network.cut(0, 1);
+    let mut new = within(BACK, "the gateway is back", Gateway::register(&node, 1)).await;
+    its_app.closed_with(1001).await;
+    serves(&node, &mut new).await;
+    // When its link is back, the old one has no place any more.
+    network.mend(0, 1);
+    tokio::select! {
+        event = new.event() => panic!("{event:?}"),
+        () = async {
+            while let Some(Ok(message)) = old.endpoint.next().await {
+                assert!(matches!(message, Message::Close(_)), "{message:?}");
+            }
+        } => {}
+    }
+    serves(&node, &mut new).await;
+}
+
+#[tokio::test]
+async fn over_two_nodes_a_gateway_gets_its_place_back_and_a_live_one_keeps_it() {
+    let network = Network::new(3);
+    let redis = Server::start().await;
+    let bind = format!("127.0.0.1 {}", network.redis());
+    redis.ask::<()>(&["CONFIG", "SET", "bind", &bind]).await;
+    redis.ask::<()>(&["CONFIG", "SET", "protected-mode", "no"]).await;
+    let certificates = Certificates::new();
+    let url = [("URL", format!("redis://{}:{}", network.redis(), redis.port))];
+    let (a, b) = (start(&network, 0, &certificates, &url), start(&network, 1, &certificates, &url));
+    for node in [&a, &b] {
+        until("the node is ready", async || node.is_ready().await).await;
+    }
+    let relay = Relay::start(&network, 2, a.address()).await;
+    let mut old = Gateway::register(&relay, 1).await;
+    tokio::select! {
+        event = old.event() => panic!("{event:?}"),
+        () = refused_gateway(&b, 1, "AlreadyRegistered") => {}
+    }
+    network.cut(0, 2);
+    let mut new = within(BACK, "the gateway is back", Gateway::register(&b, 1)).await;
+    serves(&a, &mut new).await;
+}
+
+#[tokio::test]
+async fn an_app_gets_its_place_back_too() {
+    let network = Network::new(2);
+    let certificates = Certificates::new();
+    let node = start(&network, 0, &certificates, &[]);
+    let relay = Relay::start(&network, 1, node.address()).await;
+    let mut gateway = Gateway::register(&node, 1).await;
+    let _old: Endpoint = app(&relay, 2, 1).await;
+    let address = gateway.connected().await;
+    network.cut(0, 1);
+    let (_new, error) = within(BACK, "the app is back", try_app(&node, 2, 1)).await;
+    assert_eq!(error, "TunnelProxyErrorNoError");
+    gateway.disconnected(address).await;
+    assert_ne!(gateway.connected().await, address);
+}
