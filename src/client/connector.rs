@@ -63,15 +63,15 @@ pub struct Connector {
 
 impl Connector {
     /// Connects to this URL: `wss://` or, without encryption, `ws://`. Without WebSocket it is
-    /// `ssl://` or `tcps://` with TLS, and `tcp://` without (for a [`Gateway`](super::Gateway) or
+    /// `tls://` (or `ssl://`, `tcps://`) with TLS, and `tcp://` without (for a [`Gateway`](super::Gateway) or
     /// an [`App`](super::App) only).
     pub fn new(url: &str) -> Result<Self, SetupError> {
         let url = Url::parse(url).map_err(SetupError::Url)?;
         match url.scheme() {
-            "ssl" | "tcps" | "tcp" if url.host_str().is_none_or(str::is_empty) => {
+            "tls" | "ssl" | "tcps" | "tcp" if url.host_str().is_none_or(str::is_empty) => {
                 return Err(SetupError::Url(url::ParseError::EmptyHost));
             }
-            "wss" | "ws" | "ssl" | "tcps" | "tcp" => {}
+            "wss" | "ws" | "tls" | "ssl" | "tcps" | "tcp" => {}
             _ => return Err(SetupError::Scheme),
         }
         Ok(Self {
@@ -362,7 +362,9 @@ mod tests {
             assert!(Connector::new(url).is_ok(), "{url}");
         }
         assert!(matches!(Connector::new("https://example.com"), Err(SetupError::Scheme)));
-        for url in ["ssl://127.0.0.1:2213", "tcps://[::1]", "tcp://proxy.example.com"] {
+        for url in
+            ["tls://127.0.0.1", "ssl://127.0.0.1:2213", "tcps://[::1]", "tcp://proxy.example.com"]
+        {
             assert!(Connector::new(url).is_ok_and(|connector| !connector.is_websocket()), "{url}");
         }
         for url in ["", "127.0.0.1", "wss://", "wss://a:99999", "tcp://", "tcp:a", "ssl://:1"] {

@@ -17,7 +17,7 @@ pub enum SetupError {
     #[error("the URL is not valid")]
     Url(#[source] url::ParseError),
     /// None of the schemes that there are.
-    #[error("the URL must begin with wss:// or ws://, or without WebSocket with ssl:// or tcp://")]
+    #[error("the URL must begin with wss:// or ws://, or without WebSocket with tls:// or tcp://")]
     Scheme,
     /// Endpoints that are paired by token are reached by WebSocket.
     #[error("the URL must begin with wss:// or ws://, unless it is for a gateway or an app")]

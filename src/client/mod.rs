@@ -30,7 +30,7 @@
 //!
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! let uuid = Uuid::new_v4();
-//! let connector = Connector::new("ssl://127.0.0.1:2213")?.name("example");
+//! let connector = Connector::new("tls://127.0.0.1:2213")?.name("example");
 //! let mut apps = Gateway::new(connector.clone(), uuid).register().await?;
 //! let mut there = App::new(connector, uuid).attach().await?;
 //! let mut here = apps.accept().await?;

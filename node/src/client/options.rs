@@ -31,7 +31,7 @@ const MAX_TOKEN_FILE: u64 = 64 * 1024;
 #[expect(clippy::struct_excessive_bools, reason = "a command line has switches")]
 pub(crate) struct Options {
     /// The proxy: wss://host:port, or ws:// for one without TLS. With --gateway and --app also
-    /// without WebSocket: ssl://host:port, or tcp:// without TLS.
+    /// without WebSocket: tls://host:port, or tcp:// without TLS.
     #[arg(short, long, default_value = "wss://127.0.0.1:1212", value_parser = url)]
     pub(crate) url: String,
     /// The token. The list of processes shows it to all users of this machine; use
