@@ -4,8 +4,9 @@ mod support;
 
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use support::redis::until;
+use support::tunnel_proxy::{Gateway, app, receive, uuid};
 use support::{Endpoint, node_with, soon, tunnel};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -13,9 +14,13 @@ use tokio::net::UnixStream;
 use tokio_tungstenite::tungstenite::Message;
 
 async fn refresh(path: &Path) -> Value {
+    ask(path, true).await
+}
+
+async fn ask(path: &Path, print_all: bool) -> Value {
     let mut monitor = UnixStream::connect(path).await.expect("a socket");
-    let request = b"{\"method\":\"refresh\",\"params\":{\"printAll\":true}}\n";
-    monitor.write_all(request).await.expect("sent");
+    let request = json!({ "method": "refresh", "params": { "printAll": print_all } });
+    monitor.write_all(request.to_string().as_bytes()).await.expect("sent");
     let mut line = String::new();
     let mut monitor = BufReader::new(monitor);
     soon("a report", monitor.read_line(&mut line)).await.expect("a line");
@@ -61,6 +66,56 @@ async fn a_node_tells_what_it_is_doing() {
     second.closed_with(1000).await;
     soon("drain", node.drain()).await;
     assert!(!path.exists(), "the socket is left behind");
+}
+
+#[tokio::test]
+async fn gateways_are_listed_with_their_apps() {
+    let directory = TempDir::new().expect("a directory");
+    let path = directory.path().join("monitor.sock");
+    let node = node_with(|config| config.monitor.socket = Some(path.clone()));
+    let mut gateway = Gateway::register(&node, 1).await;
+    let _idle = Gateway::register(&node, 2).await;
+    let mut app = app(&node, 3, 1).await;
+    let address = gateway.connected().await;
+    app.send(Message::binary(vec![7; 1_000])).await;
+    gateway.data(address, 1_000).await;
+    gateway.send(address, &[8; 500]).await;
+    receive(&mut app, 500).await;
+
+    let all = |report: &Value| report["tunnelProxyStatistic"].clone();
+    let named = |statistic: &Value, number| {
+        let gateways = statistic["tunnelConnections"].as_array().expect("a list");
+        let is_it = |gateway: &&Value| gateway["serverUuid"] == uuid(number);
+        gateways.iter().find(is_it).expect("the gateway").clone()
+    };
+    until("the gateway's bytes are told", async || {
+        let busy = named(&all(&refresh(&path).await), 1);
+        busy["rxDataCount"] != 0 && busy["clientConnections"][0]["txDataCount"] == 500
+    })
+    .await;
+    let statistic = all(&refresh(&path).await);
+    assert_eq!(statistic["totalClientCount"], 3);
+    assert_eq!(statistic["serverConnectionsCount"], 2);
+    assert_eq!(statistic["clientConnectionsCount"], 1);
+    let (busy, idle) = (named(&statistic, 1), named(&statistic, 2));
+    assert_eq!(idle["clientConnections"], Value::Array(Vec::new()));
+    assert_eq!(busy["name"], "gateway");
+    for (number, from) in [("rxDataCount", 500), ("txDataCount", 1_000)] {
+        assert!(busy[number].as_u64().expect("a number") >= from, "with its frames: {busy}");
+    }
+    let listed = &busy["clientConnections"][0];
+    assert_eq!(listed["clientUuid"], uuid(3));
+    assert_eq!((&listed["name"], &listed["rxDataCount"]), (&"app".into(), &1_000.into()));
+    for connection in [&busy, listed] {
+        let from = connection["address"].as_str().expect("a text");
+        assert!(from.starts_with("127.0.0.1"), "{connection}");
+        assert!(connection["timestamp"].as_u64().expect("a time") > 1_700_000_000);
+        assert!(connection["id"].is_string());
+    }
+
+    let fewer = ask(&path, false).await;
+    let gateways = all(&fewer)["tunnelConnections"].as_array().expect("a list").len();
+    assert_eq!((gateways, &all(&fewer)["serverConnectionsCount"]), (1, &2.into()));
 }
 
 #[tokio::test]

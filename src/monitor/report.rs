@@ -63,10 +63,10 @@ pub struct Gateway {
     /// The UUID under which it is registered.
     #[serde(rename = "serverUuid")]
     pub uuid: String,
-    /// Bytes that came from it.
+    /// Bytes that came from it, with the frames around them.
     #[serde(rename = "rxDataCount", deserialize_with = "number")]
     pub received: u64,
-    /// Bytes that went to it.
+    /// Bytes that went to it, likewise.
     #[serde(rename = "txDataCount", deserialize_with = "number")]
     pub sent: u64,
     /// Its apps.
