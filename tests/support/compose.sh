@@ -87,7 +87,7 @@ start_cluster() {
       binaries=target/debug
     fi
     rm -rf target/prebuilt
-    install -D --strip -t target/prebuilt "$binaries"/nymea-remoteproxy{,-client,-certs}
+    install -D --strip -t target/prebuilt "$binaries"/nymea-remoteproxy{,-client,-monitor,-certs}
     compose_files+=(-f deploy/compose.prebuilt.yml)
   fi
   say "building the image"

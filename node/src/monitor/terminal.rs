@@ -1,0 +1,96 @@
+//! Takes the terminal, and gives it back as it was: at the end, on a panic, and when the program is
+//! told to end while the terminal takes nothing.
+
+use std::io::{self, Stdout, Write};
+use std::sync::Once;
+use std::thread;
+use std::time::Duration;
+
+use ratatui::backend::CrosstermBackend;
+use ratatui::crossterm::cursor::Show;
+use ratatui::crossterm::execute;
+use ratatui::crossterm::terminal::{
+    EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode,
+};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc::{Receiver, channel};
+
+/// How long what was asked to end may take. A terminal that takes nothing holds up whoever writes.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// The terminal, taken. Dropping it gives it back.
+pub(crate) struct Terminal(pub(crate) ratatui::Terminal<CrosstermBackend<Stdout>>);
+
+impl Terminal {
+    /// Keys come as bytes from now on, and what was on the screen is put away.
+    pub(crate) fn take() -> io::Result<Self> {
+        static PANICS: Once = Once::new();
+        PANICS.call_once(|| {
+            let before = std::panic::take_hook();
+            std::panic::set_hook(Box::new(move |panic| {
+                give_back();
+                before(panic);
+            }));
+        });
+        enable_raw_mode()?;
+        let taken = execute!(io::stdout(), EnterAlternateScreen)
+            .and_then(|()| ratatui::Terminal::new(CrosstermBackend::new(io::stdout())));
+        match taken {
+            Ok(terminal) => Ok(Self(terminal)),
+            Err(error) => {
+                give_back();
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        give_back();
+    }
+}
+
+/// If the terminal is gone, there is nothing to be given back.
+fn give_back() {
+    let _ = disable_raw_mode();
+    let _ = execute!(io::stdout(), LeaveAlternateScreen, Show);
+    let _ = io::stdout().flush();
+}
+
+/// Gets a word when the program is to end: by SIGTERM, SIGINT, SIGQUIT or SIGHUP. If it has not
+/// ended soon after, it is ended.
+pub(crate) fn told_to_end() -> io::Result<Receiver<()>> {
+    let (sender, receiver) = channel(1);
+    // A thread and a runtime of their own: the main one may be held up by the terminal.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let kinds = [
+        SignalKind::terminate(),
+        SignalKind::interrupt(),
+        SignalKind::quit(),
+        SignalKind::hangup(),
+    ];
+    let signals = {
+        let _within = runtime.enter();
+        kinds.map(signal)
+    };
+    let [terminate, interrupt, quit, hangup] = signals;
+    let (mut terminate, mut interrupt, mut quit, mut hangup) =
+        (terminate?, interrupt?, quit?, hangup?);
+    thread::spawn(move || {
+        runtime.block_on(async {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+                _ = quit.recv() => {}
+                _ = hangup.recv() => {}
+            }
+        });
+        // Full or closed: the end is known already.
+        let _ = sender.try_send(());
+        thread::sleep(GRACE);
+        let _ = disable_raw_mode();
+        std::process::exit(1);
+    });
+    Ok(receiver)
+}
