@@ -4,6 +4,7 @@
 //! tunnel through it comes about), `endpoint` and `wire` (what is sent and checked), and `usage`
 //! (what processes use meanwhile).
 
+mod apps;
 mod backend;
 mod delay;
 mod endpoint;
@@ -71,6 +72,8 @@ enum Command {
     Stalled(stalled::Options),
     /// Speed of a tunnel between two nodes while its neighbours are stalled
     Neighbours(neighbours::Options),
+    /// Speed of a gateway to its apps while one of them is stalled
+    Apps(apps::Options),
     /// CPU of a node that counts and traces, compared with one that does not
     Observed(observed::Options),
     /// The least that a TLS relay costs: accepts, connects, copies, and knows no bounds
@@ -111,6 +114,7 @@ async fn run(command: &Command) -> anyhow::Result<ExitCode> {
         Command::Idle(options) => idle::run(options).await,
         Command::Stalled(options) => stalled::run(options).await,
         Command::Neighbours(options) => neighbours::run(options).await,
+        Command::Apps(options) => apps::run(options).await,
         Command::Observed(options) => observed::run(options).await,
         Command::Floor(options) => floor::run(options).await,
         Command::Delay(options) => delay::run(options).await,
