@@ -16,11 +16,16 @@ use std::time::Duration;
 
 use cluster::endpoints::cluster::Certificates;
 use cluster::endpoints::redis::{Server, free_port, until};
-use cluster::endpoints::tunnel_proxy::{Event, Gateway, app, refused_gateway, try_app};
-use cluster::endpoints::{Endpoint, Listening};
+use cluster::endpoints::tunnel_proxy::{Event, Gateway, app, call, refused_gateway, try_app, uuid};
+use cluster::endpoints::{DEADLINE, Endpoint, Listening};
 use cluster::{Member, within};
+use futures_util::SinkExt;
 use network::Network;
+use serde_json::json;
+use support::Running;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 
 /// From a registration over the new link until it has succeeded.
@@ -89,6 +94,47 @@ fn start(
     Member::start(command, network.node(place), certificates, redis)
 }
 
+/// A node on this address with a listener for WebSocket and one for plain TCP, which is given too.
+fn start_with_tcp(network: &Network, place: u8) -> (Running, Address, Address) {
+    let host = network.node(place);
+    let (tcp, websocket) = (SocketAddr::new(host, free_port()), SocketAddr::new(host, free_port()));
+    let file = tempfile::NamedTempFile::with_suffix(".toml").expect("a file");
+    let listen = format!(
+        "[[listen]]\nkind = \"websocket\"\naddress = \"{websocket}\"\n\
+         [[listen]]\nkind = \"tcp\"\naddress = \"{tcp}\"\ntls = false\n"
+    );
+    std::fs::write(file.path(), listen).expect("written");
+    let mut command = network.command(place);
+    command
+        .env("REMOTEPROXY__TUNNEL_PROXY__ENABLED", "true")
+        .args(["--insecure-accept-any", "--insecure-self-signed", "--config"])
+        .arg(file.path());
+    let node = Running::of(&mut command);
+    node.line("listening on");
+    node.line("listening on");
+    (node, Address(websocket), Address(tcp))
+}
+
+struct Address(SocketAddr);
+
+impl Listening for Address {
+    fn address(&self) -> SocketAddr {
+        self.0
+    }
+}
+
+/// A gateway on plain TCP.
+async fn tcp_gateway(relay: &Relay) -> TcpStream {
+    let mut tcp = TcpStream::connect(relay.address).await.expect("TCP");
+    let params = json!({ "serverName": "gateway", "serverUuid": uuid(1) });
+    tcp.write_all(call("RegisterServer", &params).as_bytes()).await.expect("sent");
+    let mut answer = String::new();
+    let mut reader = BufReader::new(&mut tcp);
+    timeout(DEADLINE, reader.read_line(&mut answer)).await.expect("in time").expect("an answer");
+    assert!(answer.contains("TunnelProxyErrorNoError"), "{answer}");
+    tcp
+}
+
 /// The gateway at this node is the one that its apps reach.
 async fn serves(node: &impl Listening, gateway: &mut Gateway) {
     let mut app = app(node, 77, 1).await;
@@ -152,6 +198,46 @@ async fn over_two_nodes_a_gateway_gets_its_place_back_and_a_live_one_keeps_it() 
     network.cut(0, 2);
     let mut new = within(BACK, "the gateway is back", Gateway::register(&b, 1)).await;
     serves(&a, &mut new).await;
+}
+
+#[tokio::test]
+async fn a_silent_gateway_on_tcp_gets_its_place_back_and_a_live_one_keeps_it() {
+    let network = Network::new(2);
+    let (_node, websocket, tcp) = start_with_tcp(&network, 0);
+    let relay = Relay::start(&network, 1, tcp.address()).await;
+    let _old = tcp_gateway(&relay).await;
+    refused_gateway(&websocket, 1, "AlreadyRegistered").await;
+    network.cut(0, 1);
+    let mut new = within(BACK, "the gateway is back", Gateway::register(&websocket, 1)).await;
+    serves(&websocket, &mut new).await;
+}
+
+/// The system then has no reason to ask for signs of life: it sends the data again, ever more
+/// seldom.
+#[tokio::test]
+async fn with_data_under_way_a_gateway_on_tcp_gets_its_place_back_too() {
+    let network = Network::new(2);
+    let (_node, websocket, tcp) = start_with_tcp(&network, 0);
+    let relay = Relay::start(&network, 1, tcp.address()).await;
+    let mut old = tcp_gateway(&relay).await;
+    let reading = tokio::spawn(async move {
+        let mut buffer = vec![0; 65536];
+        while let Ok(1..) = old.read(&mut buffer).await {}
+    });
+    let mut app = app(&websocket, 2, 1).await;
+    let flood =
+        tokio::spawn(
+            async move { while app.ws.send(Message::binary(vec![1; 65536])).await.is_ok() {} },
+        );
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    refused_gateway(&websocket, 1, "AlreadyRegistered").await;
+    network.cut(0, 1);
+    // A pause of the system's that is longer than anybody waits here.
+    tokio::time::sleep(Duration::from_secs(7)).await;
+    let mut new = within(BACK, "the gateway is back", Gateway::register(&websocket, 1)).await;
+    serves(&websocket, &mut new).await;
+    flood.abort();
+    reading.abort();
 }
 
 #[tokio::test]

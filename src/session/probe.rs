@@ -17,7 +17,7 @@ use crate::transport::{End, Leg};
 /// How long an endpoint may take for a sign of life.
 const WITHIN: Duration = Duration::from_secs(3);
 /// How much longer it may take until that shows.
-const SLACK: Duration = Duration::from_millis(500);
+const SLACK: Duration = Duration::from_secs(1);
 /// Those who wait for one sign of life; more are told that the endpoint is alive.
 const MAX_WAITING: usize = 16;
 

@@ -84,16 +84,11 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<ExitCode> {
 }
 
 /// An app, flooded by the gateway from now on.
-async fn attach(
-    app: &App,
-    apps: &mut Apps,
-    tasks: &mut JoinSet<()>,
-) -> anyhow::Result<Attachment> {
-    let (attachment, stream) = timeout(PATIENCE, async {
-        anyhow::Ok(tokio::try_join!(app.attach(), apps.accept())?)
-    })
-    .await
-    .context("an app was not accepted in time")??;
+async fn attach(app: &App, apps: &mut Apps, tasks: &mut JoinSet<()>) -> anyhow::Result<Attachment> {
+    let (attachment, stream) =
+        timeout(PATIENCE, async { anyhow::Ok(tokio::try_join!(app.attach(), apps.accept())?) })
+            .await
+            .context("an app was not accepted in time")??;
     tasks.spawn(async move {
         let (mut stream, piece) = (stream, vec![1; PIECE]);
         while stream.write_all(&piece).await.is_ok() {}

@@ -36,6 +36,8 @@ pub(super) struct StreamLeg<W> {
     lenient: bool,
     /// Until when signs of life are wanted sooner than usual.
     probed: Option<Instant>,
+    /// When data that waits must have got an answer.
+    answer_by: Option<Instant>,
 }
 
 /// What becomes of the direction to the other end.
@@ -60,6 +62,7 @@ impl<W: Wire> StreamLeg<W> {
             timer: None,
             lenient: false,
             probed: None,
+            answer_by: None,
         };
         leg.watch();
         leg
@@ -107,6 +110,13 @@ impl<W: Wire> StreamLeg<W> {
             self.probed = None;
             self.watch();
         }
+        if self.answer_by.is_some_and(|due| now >= due) {
+            self.answer_by = None;
+            // The system asks for signs of life only where no data waits.
+            if self.wire.is_unanswered() {
+                return Err(Close::Unresponsive);
+            }
+        }
         let blocked_until = match self.blocked {
             Some(since) if now >= since + self.patience.stalled => return Err(Close::Stalled),
             // A live endpoint that takes no data for long looks to the system like a dead one.
@@ -119,7 +129,7 @@ impl<W: Wire> StreamLeg<W> {
             Some(since) => Some(since + self.patience.ping_interval.min(self.patience.stalled)),
             None => None,
         };
-        Ok([self.probed, blocked_until].into_iter().flatten().min())
+        Ok([self.probed, self.answer_by, blocked_until].into_iter().flatten().min())
     }
 }
 
@@ -135,7 +145,10 @@ impl<W: Wire> Leg for StreamLeg<W> {
                 self.heard_end = true;
                 Err(End::Finished)
             }
-            Ok(_) => Ok(Chunk::stream(self.inbox.split().freeze())),
+            Ok(_) => {
+                self.answer_by = None;
+                Ok(Chunk::stream(self.inbox.split().freeze()))
+            }
             Err(error) => Err(End::Lost(error)),
         })
     }
@@ -197,14 +210,23 @@ impl<W: Wire> Leg for StreamLeg<W> {
     }
 
     fn probe(&mut self, cx: &mut Context<'_>, within: Duration) {
-        // What waits for a slow reader tells nothing: then the deadline of `blocked` holds.
+        let now = Instant::now();
+        // A little later than the system would give up what is silent.
+        let answer_by = now + within + within / 8;
+        self.answer_by = Some(answer_by);
+        self.wake_at(cx, answer_by);
+        // What waits for a slow reader would look to the system like the silence of a dead one.
         if self.blocked.is_some() {
             return;
         }
         self.wire.watch(Watch { every: within / INTERVALS, give_up: Some(within) });
-        let until = Instant::now() + 2 * within;
+        let until = now + 2 * within;
         self.probed = Some(until);
         self.wake_at(cx, until);
+    }
+
+    fn is_probed(&self) -> bool {
+        self.answer_by.is_some()
     }
 
     fn send_close(&mut self, cx: &mut Context<'_>, close: Close) {

@@ -41,6 +41,8 @@ pub(super) struct WebSocketLeg<W> {
     stream: TextOrBinary,
     /// When what it holds back goes out nevertheless.
     part_due: Option<Instant>,
+    /// When data that waits must have got an answer, as somebody asked for a sign of life.
+    answer_by: Option<Instant>,
     /// A ping that has not been answered; a later one takes its place (RFC 6455, section 5.5.3).
     ping: Option<Bytes>,
     /// The frames that come make no sense any more, only bytes can be read.
@@ -61,6 +63,7 @@ impl<W: Wire> WebSocketLeg<W> {
             writer: Writer::default(),
             stream: TextOrBinary::default(),
             part_due: None,
+            answer_by: None,
             ping: None,
             broken: false,
             said_goodbye: false,
@@ -117,8 +120,8 @@ impl<W: Wire> WebSocketLeg<W> {
 
     /// When there is something to do, if nothing happens before.
     fn due(&self) -> Instant {
-        let due = self.keepalive.deadline();
-        self.part_due.map_or(due, |part| part.min(due))
+        let others = [self.part_due, self.answer_by].into_iter().flatten();
+        others.fold(self.keepalive.deadline(), Instant::min)
     }
 
     /// Sends a frame of our own at once, if that can be.
@@ -239,6 +242,12 @@ impl<W: Wire> Leg for WebSocketLeg<W> {
             }
             ready!(self.timer.poll_unpin(cx));
             let now = Instant::now();
+            if self.answer_by.is_some_and(|due| now >= due) {
+                self.answer_by = None;
+                if self.wire.is_unanswered() {
+                    return Poll::Ready(End::Fault(Close::Unresponsive));
+                }
+            }
             if self.part_due.is_some_and(|due| now >= due) {
                 self.stage_part();
                 let _shows_later = self.poll_drain(cx);
@@ -259,19 +268,25 @@ impl<W: Wire> Leg for WebSocketLeg<W> {
     }
 
     fn probe(&mut self, cx: &mut Context<'_>, within: Duration) {
-        if !self.said_goodbye && self.keepalive.probe(Instant::now() + within) {
+        if self.said_goodbye {
+            return;
+        }
+        let until = Instant::now() + within;
+        if self.keepalive.probe(until) {
             self.send_control(cx, Opcode::Ping, &[]);
-            // Its waker is that of the last look, which may have been for a later time.
-            let due = self.due().into();
-            self.timer.as_mut().reset(due);
-            if self.timer.poll_unpin(cx).is_ready() {
-                cx.waker().wake_by_ref();
-            }
+        } else {
+            self.answer_by = Some(until);
+        }
+        // Its waker is that of the last look, which may have been for a later time.
+        let due = self.due().into();
+        self.timer.as_mut().reset(due);
+        if self.timer.poll_unpin(cx).is_ready() {
+            cx.waker().wake_by_ref();
         }
     }
 
     fn is_probed(&self) -> bool {
-        self.keepalive.is_probed()
+        self.keepalive.is_probed() || self.answer_by.is_some()
     }
 
     fn send_close(&mut self, cx: &mut Context<'_>, close: Close) {

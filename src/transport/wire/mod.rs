@@ -7,6 +7,7 @@
 pub(super) mod blocks;
 mod plain;
 mod secure;
+mod unanswered;
 
 use std::io;
 use std::task::{Context, Poll};
@@ -51,6 +52,10 @@ pub(super) trait Wire: Send {
 
     /// Has the system ask for signs of life and give the connection up without them.
     fn watch(&self, watch: Watch);
+
+    /// Whether what was sent gets no answer at all, not even that it has to wait. False where the
+    /// system does not say. Not to be asked often.
+    fn is_unanswered(&self) -> bool;
 }
 
 /// How the system watches over a connection.
@@ -71,6 +76,11 @@ const SHORTEST: Duration = Duration::from_secs(1);
 pub(super) trait Line: AsyncRead + AsyncWrite + Send + Unpin {
     /// See [`Wire::watch`]. Nothing to do where a loss is always noticed.
     fn watch(&self, _watch: Watch) {}
+
+    /// See [`Wire::is_unanswered`].
+    fn is_unanswered(&self) -> bool {
+        false
+    }
 }
 
 impl Line for TcpStream {
@@ -82,6 +92,10 @@ impl Line for TcpStream {
         // A connection that cannot be watched works all the same; other limits bound it.
         let _kept = socket.set_tcp_keepalive(&keepalive);
         let _bound = socket.set_tcp_user_timeout(watch.give_up);
+    }
+
+    fn is_unanswered(&self) -> bool {
+        unanswered::is_unanswered(self)
     }
 }
 

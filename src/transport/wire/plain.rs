@@ -50,6 +50,10 @@ impl<S: Line> Wire for Plain<S> {
     fn watch(&self, watch: Watch) {
         self.io.watch(watch);
     }
+
+    fn is_unanswered(&self) -> bool {
+        self.io.is_unanswered()
+    }
 }
 
 /// Writes all that is in the queue.

@@ -295,6 +295,10 @@ impl<S: Line> Wire for Secure<S> {
     fn watch(&self, watch: Watch) {
         self.io.watch(watch);
     }
+
+    fn is_unanswered(&self) -> bool {
+        self.io.is_unanswered()
+    }
 }
 
 /// Lets `write` write into the queue; an error of it is the room that it needs, if that is all.
