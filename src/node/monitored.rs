@@ -4,7 +4,8 @@
 //!
 //! The report knows gateways and apps only. Endpoints of generations 1 and 2 are among the
 //! connections that are counted, and what their tunnels relay is part of the throughput; the
-//! tunnels themselves are listed for operators, on the status page.
+//! tunnels themselves are listed for operators, on the status page. Connections are told apart by
+//! their transports only where there are metrics (`telemetry.enabled`).
 
 use std::sync::{Arc, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};

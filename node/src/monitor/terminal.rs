@@ -94,3 +94,47 @@ pub(crate) fn told_to_end() -> io::Result<Receiver<()>> {
     });
     Ok(receiver)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::num::NonZeroU16;
+
+    use portable_pty::{CommandBuilder, PtySize, native_pty_system};
+
+    use super::*;
+
+    #[test]
+    #[ignore = "is run by the next test, on a terminal"]
+    fn panics() {
+        let _terminal = Terminal::take().expect("a terminal");
+        panic!("on purpose");
+    }
+
+    #[test]
+    fn a_panic_is_told_on_a_terminal_that_is_as_it_was() {
+        let size = PtySize { rows: 50, cols: 100, pixel_width: 0, pixel_height: 0 };
+        let pair = native_pty_system().openpty(size).expect("a terminal");
+        let before = pair.master.get_termios().expect("its settings");
+        let mut command = CommandBuilder::new(std::env::current_exe().expect("this test"));
+        command.args(["--ignored", "--exact", "--nocapture", "terminal::tests::panics"]);
+        let mut child = pair.slave.spawn_command(command).expect("spawned");
+        drop(pair.slave);
+        let mut written = Vec::new();
+        // It ends with EIO: nobody has the terminal open any more.
+        let _end = pair.master.try_clone_reader().expect("a reader").read_to_end(&mut written);
+        assert!(!child.wait().expect("a child").success());
+        assert_eq!(before, pair.master.get_termios().expect("its settings"));
+        let size = |size| NonZeroU16::new(size).expect("not empty");
+        let mut terminal = vt100::Parser::new(size(50), size(100), 0);
+        terminal.process(&written);
+        let screen = terminal.screen();
+        assert!(!screen.alternate_screen() && !screen.hide_cursor());
+        let (taken, told) = (find(&written, b"\x1b[?1049l"), find(&written, b"on purpose"));
+        assert!(taken.expect("given back") < told.expect("told"), "{}", screen.contents());
+    }
+
+    fn find(bytes: &[u8], part: &[u8]) -> Option<usize> {
+        bytes.windows(part.len()).position(|window| window == part)
+    }
+}
