@@ -12,7 +12,7 @@ use tokio::time::sleep;
 use tracing::warn;
 
 use super::StartError;
-use crate::config::Listen;
+use crate::config::{Listen, Proxies};
 use crate::lifecycle::Lifecycle;
 use crate::session::{self, Listener, Shared};
 use crate::transport::stream::StreamTransport;
@@ -119,7 +119,7 @@ pub(super) fn bind(
     places: &[Listen],
     option: &'static str,
     tls: Option<&ServerTls>,
-    patience: Patience,
+    (patience, proxies): (Patience, &Proxies),
 ) -> Result<Vec<Bound>, StartError> {
     let mut all = Vec::new();
     for listen in places {
@@ -135,8 +135,12 @@ pub(super) fn bind(
         };
         let secured = |wanted: bool| tls.filter(|_| wanted);
         let transport: Arc<dyn Transport> = match *listen {
-            Listen::WebSocket { tls, .. } => WebSocketTransport::new(secured(tls), patience),
-            Listen::Tcp { tls, .. } => StreamTransport::tcp(secured(tls), patience),
+            Listen::WebSocket { tls, .. } => {
+                WebSocketTransport::new(secured(tls), patience, proxies.clone())
+            }
+            Listen::Tcp { tls, .. } => {
+                StreamTransport::tcp(secured(tls), patience, proxies.clone())
+            }
             Listen::Unix { .. } => StreamTransport::unix(patience),
         };
         all.push(Bound { address, listening, transport });

@@ -28,7 +28,7 @@ use crate::cluster;
 use crate::cluster::client::Peers;
 use crate::cluster::server::BridgeService;
 use crate::cluster::tls::{BridgeTls, BridgeTlsError};
-use crate::config::{self, Config, Listen};
+use crate::config::{self, Config, ForwardingHeader, Listen, Proxies};
 use crate::ids::NodeId;
 use crate::lifecycle::Lifecycle;
 use crate::monitor;
@@ -178,6 +178,10 @@ impl Prepared {
         let listeners = listeners.iter().map(LocalAddr::of);
         let mut lines: Vec<_> = listeners.map(|place| format!("listen on: {place}")).collect();
         lines.extend([certificate, authentication]);
+        let Proxies { trusted, protocol, header } = &self.config.proxies;
+        let says = [protocol.then_some("the PROXY protocol"), header.map(ForwardingHeader::name)];
+        lines
+            .extend(says.iter().flatten().map(|how| format!("clients: as {trusted} say by {how}")));
         if redis.is_given() {
             let security = if self.bridge_tls.is_some() { "mutual TLS" } else { "no TLS" };
             let advertised = advertised(bridge, bridge.listen);
@@ -203,7 +207,12 @@ impl Prepared {
         let patience = Patience { ping_interval: config.keepalive.interval, stalled };
         let option =
             if config.listen.is_empty() { "-p/--port or -s/--server" } else { "[[listen]]" };
-        let listeners = listeners::bind(&config.listeners(), option, tls.as_ref(), patience)?;
+        let listeners = listeners::bind(
+            &config.listeners(),
+            option,
+            tls.as_ref(),
+            (patience, &config.proxies),
+        )?;
         let admin = listen_for_operators(&config.admin)?;
         let monitor_socket = config.monitor.socket.as_deref();
         let monitor_socket =

@@ -2,11 +2,12 @@
 //! nothing above it knows which kind of transport that was.
 //!
 //! Here are the two traits. `wire` moves bytes, with TLS or without; [`websocket`] makes frames of
-//! them, and [`stream`] (TCP, TLS, unix sockets) leaves them as they are. [`proxy_protocol`] reads
-//! what a load balancer says of a client; no listener asks for it yet.
+//! them, and [`stream`] (TCP, TLS, unix sockets) leaves them as they are. `proxied` finds out
+//! whose a connection is that comes through a load balancer.
 //! Protocol messages and pairing are not known here.
 
 mod keepalive;
+mod proxied;
 pub mod proxy_protocol;
 pub mod stream;
 pub mod tls;
@@ -24,6 +25,7 @@ use tokio::net::{TcpStream, UnixStream};
 use crate::protocol::{Chunk, Close};
 use crate::trace_parent::TraceParent;
 
+use self::proxy_protocol::HeaderError;
 pub use crate::ids::ClientAddr;
 pub use keepalive::Patience;
 
@@ -62,6 +64,11 @@ pub trait Leg: Send {
     /// [`End::Lost`]) if none comes within about this time. Legs that notice a loss at once need
     /// not do anything.
     fn probe(&mut self, _cx: &mut Context<'_>, _within: Duration) {}
+
+    /// Whether the endpoint has ended its own direction and no more than that ([`End::Finished`]).
+    fn has_finished(&self) -> bool {
+        false
+    }
 
     /// Whether a sign of life that was asked for has still to come.
     fn is_probed(&self) -> bool {
@@ -178,6 +185,9 @@ pub enum AcceptError {
     /// The TLS handshake failed.
     #[error("TLS handshake failed")]
     Tls(#[source] io::Error),
+    /// A load balancer did not say whose the connection is.
+    #[error("no PROXY protocol header from a load balancer that must send one (proxies.protocol)")]
+    ProxyProtocol(#[source] HeaderError),
     /// The connection broke, or ended, before it was ready.
     #[error("the connection ended before it was ready")]
     Io(#[source] io::Error),
@@ -199,6 +209,7 @@ impl AcceptError {
     pub const fn label(&self) -> &'static str {
         match self {
             Self::Tls(_) => "tls",
+            Self::ProxyProtocol(_) => "proxy_protocol",
             Self::Io(_) => "io",
             Self::NoUpgrade { .. } => "upgrade",
             Self::Refused(_) => "refused",

@@ -14,32 +14,36 @@ use futures_util::future::BoxFuture;
 use rustls::ServerConfig;
 
 use self::leg::StreamLeg;
+use super::proxied::{client_in_front, speaks_for_others};
 use super::tls::ServerTls;
 use super::wire::{Plain, Secure, Wire};
 use super::{AcceptError, Accepted, Admit, ClientAddr, Patience, Socket, Transport};
+use crate::config::Proxies;
 
 /// TCP, TLS, or a unix socket.
 pub struct StreamTransport {
     tls: Option<Arc<ServerConfig>>,
     patience: Patience,
+    proxies: Proxies,
     label: &'static str,
 }
 
 impl StreamTransport {
     /// TLS on TCP, or TCP alone.
-    pub fn tcp(tls: Option<&ServerTls>, patience: Patience) -> Arc<Self> {
+    pub fn tcp(tls: Option<&ServerTls>, patience: Patience, proxies: Proxies) -> Arc<Self> {
         let tls = tls.map(|tls| {
             let mut config = ServerConfig::clone(&tls.config());
             // No protocol of that list is spoken here, so none is offered.
             config.alpn_protocols.clear();
             Arc::new(config)
         });
-        Arc::new(Self { tls, patience, label: "tcp" })
+        Arc::new(Self { tls, patience, proxies, label: "tcp" })
     }
 
     /// A unix socket.
     pub fn unix(patience: Patience) -> Arc<Self> {
-        Arc::new(Self { tls: None, patience, label: "unix" })
+        let proxies = Proxies::default();
+        Arc::new(Self { tls: None, patience, proxies, label: "unix" })
     }
 
     fn accepted(
@@ -62,11 +66,16 @@ impl Transport for StreamTransport {
     ) -> BoxFuture<'a, Result<Accepted, AcceptError>> {
         async move {
             // There are no words for a refusal, so it costs no handshake.
-            admit(peer).map_err(AcceptError::Refused)?;
-            let tcp = match socket {
+            let mut admitted = |client| admit(client).map_err(AcceptError::Refused);
+            let mut tcp = match socket {
                 Socket::Tcp(tcp) => tcp,
-                Socket::Unix(unix) => return Ok(self.accepted(Plain::new(unix), peer, None)),
+                Socket::Unix(unix) => {
+                    admitted(peer)?;
+                    return Ok(self.accepted(Plain::new(unix), peer, None));
+                }
             };
+            let client = client_in_front(&mut tcp, peer, &self.proxies).await?;
+            admitted(client)?;
             // Small messages must not wait for the acknowledgement of those before them.
             tcp.set_nodelay(true).map_err(AcceptError::Io)?;
             Ok(match &self.tls {
@@ -74,12 +83,16 @@ impl Transport for StreamTransport {
                     let secure = Secure::accept(tcp, Arc::clone(config));
                     let secure = secure.await.map_err(AcceptError::Tls)?;
                     let tls = (secure.version(), Instant::now());
-                    self.accepted(secure, peer, Some(tls))
+                    self.accepted(secure, client, Some(tls))
                 }
-                None => self.accepted(Plain::new(tcp), peer, None),
+                None => self.accepted(Plain::new(tcp), client, None),
             })
         }
         .boxed()
+    }
+
+    fn client_of(&self, peer: ClientAddr) -> Option<ClientAddr> {
+        (!speaks_for_others(peer, &self.proxies)).then_some(peer)
     }
 
     fn label(&self) -> &'static str {

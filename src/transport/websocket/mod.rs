@@ -11,36 +11,44 @@ use std::time::Instant;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use http::HeaderMap;
 use rustls::ServerConfig;
 
 use self::leg::WebSocketLeg;
 use self::upgrade::Upgraded;
 use super::keepalive::Keepalive;
+use super::proxied::{client_in_front, client_in_request, forwards, speaks_for_others};
 use super::tls::ServerTls;
 use super::wire::{Line, Plain, Secure, Wire};
 use super::{AcceptError, Accepted, Admit, ClientAddr, Patience, Socket, Transport};
+use crate::config::Proxies;
 
 /// Secure or plain WebSocket.
 pub struct WebSocketTransport {
     tls: Option<Arc<ServerConfig>>,
     patience: Patience,
+    proxies: Proxies,
 }
 
 impl WebSocketTransport {
     /// `wss://` if there is TLS, `ws://` otherwise.
-    pub fn new(tls: Option<&ServerTls>, patience: Patience) -> Arc<Self> {
-        Arc::new(Self { tls: tls.map(ServerTls::config), patience })
+    pub fn new(tls: Option<&ServerTls>, patience: Patience, proxies: Proxies) -> Arc<Self> {
+        Arc::new(Self { tls: tls.map(ServerTls::config), patience, proxies })
     }
 
     async fn upgrade<W: Wire + 'static>(
         &self,
         mut wire: W,
         tls: Option<(&'static str, Instant)>,
-        client_addr: ClientAddr,
+        peer: ClientAddr,
         admit: &mut Admit<'_>,
     ) -> Result<Accepted, AcceptError> {
-        let refusal = admit(client_addr).err();
-        let Upgraded { rest, trace_parent } = upgrade::upgrade(&mut wire, refusal).await?;
+        let mut client_addr = peer;
+        let mut refuse = |headers: &HeaderMap| {
+            client_addr = client_in_request(peer, headers, &self.proxies);
+            admit(client_addr).err()
+        };
+        let Upgraded { rest, trace_parent } = upgrade::upgrade(&mut wire, &mut refuse).await?;
         let keepalive = Keepalive::new(self.patience, Instant::now());
         let leg = Box::new(WebSocketLeg::new(wire, rest, keepalive));
         Ok(Accepted { leg, client_addr, trace_parent, tls })
@@ -49,7 +57,7 @@ impl WebSocketTransport {
     async fn secured<S: Line + 'static>(
         &self,
         line: S,
-        client_addr: ClientAddr,
+        peer: ClientAddr,
         admit: &mut Admit<'_>,
     ) -> Result<Accepted, AcceptError> {
         match &self.tls {
@@ -57,9 +65,9 @@ impl WebSocketTransport {
                 let secure = Secure::accept(line, Arc::clone(config));
                 let secure = secure.await.map_err(AcceptError::Tls)?;
                 let tls = (secure.version(), Instant::now());
-                self.upgrade(secure, Some(tls), client_addr, admit).await
+                self.upgrade(secure, Some(tls), peer, admit).await
             }
-            None => self.upgrade(Plain::new(line), None, client_addr, admit).await,
+            None => self.upgrade(Plain::new(line), None, peer, admit).await,
         }
     }
 }
@@ -73,7 +81,8 @@ impl Transport for WebSocketTransport {
     ) -> BoxFuture<'a, Result<Accepted, AcceptError>> {
         async move {
             match socket {
-                Socket::Tcp(tcp) => {
+                Socket::Tcp(mut tcp) => {
+                    let peer = client_in_front(&mut tcp, peer, &self.proxies).await?;
                     // Small messages must not wait for the acknowledgement of those before them.
                     tcp.set_nodelay(true).map_err(AcceptError::Io)?;
                     self.secured(tcp, peer, admit).await
@@ -82,6 +91,11 @@ impl Transport for WebSocketTransport {
             }
         }
         .boxed()
+    }
+
+    fn client_of(&self, peer: ClientAddr) -> Option<ClientAddr> {
+        let says_it = speaks_for_others(peer, &self.proxies) || forwards(peer, &self.proxies);
+        (!says_it).then_some(peer)
     }
 
     fn label(&self) -> &'static str {

@@ -5,7 +5,7 @@ use std::future::poll_fn;
 use std::io;
 
 use bytes::{Buf, BytesMut};
-use http::{HeaderName, HeaderValue, Method, Request, StatusCode, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Version};
 use tokio_tungstenite::tungstenite::error::{Error as WsError, ProtocolError};
 use tokio_tungstenite::tungstenite::handshake::server::{create_response, write_response};
 
@@ -26,12 +26,15 @@ pub(super) struct Upgraded {
     pub(super) trace_parent: Option<TraceParent>,
 }
 
+/// Says by the header of a good request whether there is no room for its client.
+pub(super) type Refuse<'a> = dyn FnMut(&HeaderMap) -> Option<Refusal> + Send + 'a;
+
 /// Reads the upgrade request and answers it.
 pub(super) async fn upgrade(
     wire: &mut impl Wire,
-    refusal: Option<Refusal>,
+    refuse: &mut Refuse<'_>,
 ) -> Result<Upgraded, AcceptError> {
-    match handshake(wire, refusal).await {
+    match handshake(wire, refuse).await {
         Err(Rejected { status, why, error }) => {
             answer(wire, status, why).await;
             Err(error.unwrap_or(AcceptError::NoUpgrade { status: status.as_u16(), why }))
@@ -56,7 +59,7 @@ impl Rejected {
 
 async fn handshake(
     wire: &mut impl Wire,
-    refusal: Option<Refusal>,
+    refuse: &mut Refuse<'_>,
 ) -> Result<io::Result<Upgraded>, Rejected> {
     let mut head = BytesMut::new();
     let (request, length) = loop {
@@ -76,7 +79,7 @@ async fn handshake(
         }
     };
     let response = create_response(&request).map_err(|error| reject(&error))?;
-    if let Some(refusal) = refusal {
+    if let Some(refusal) = refuse(request.headers()) {
         let (status, why) = (StatusCode::SERVICE_UNAVAILABLE, "No room now. Try again later.");
         return Err(Rejected { status, why, error: Some(AcceptError::Refused(refusal)) });
     }
