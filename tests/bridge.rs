@@ -97,6 +97,7 @@ async fn claim(cluster: &Cluster) -> Attach {
         node: "elsewhere".into(),
         profile: Some(Profile { generation: 2, uuid: "u2".into(), name: "by hand".into() }),
         app: None,
+        finished: false,
     }
 }
 

@@ -193,7 +193,8 @@ impl Peers {
                 let profile = attached.profile.ok_or(BridgeError::Answer)?;
                 let lifecycle = self.lifecycle.clone();
                 let counted = Counted::Out { _guard: guard };
-                let leg = BridgeLeg::new(outbox, incoming, self.stalled, lifecycle, counted);
+                let leg = BridgeLeg::new(outbox, incoming, self.stalled, lifecycle, counted)
+                    .knowing_finished(attached.finished);
                 let profile = wire::profile_from_proto(profile);
                 Ok(Bridged { leg: Box::new(leg), profile, node })
             }

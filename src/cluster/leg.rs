@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{FutureExt, Stream};
-use nymea_remoteproxy_proto::bridge::v1::Frame;
 use nymea_remoteproxy_proto::bridge::v1::frame::Content;
+use nymea_remoteproxy_proto::bridge::v1::{Finished, Frame};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tonic::{Status, Streaming};
 
@@ -50,6 +50,7 @@ impl Answer {
 }
 
 /// One end of a tunnel's call.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(super) struct BridgeLeg {
     outbox: Outbox,
     incoming: Option<Streaming<Frame>>,
@@ -58,6 +59,10 @@ pub(super) struct BridgeLeg {
     blocked: bool,
     timer: Pin<Box<Sleep>>,
     said_goodbye: bool,
+    /// The other node knows that an endpoint may end one direction alone.
+    knows_finished: bool,
+    /// The endpoint over there has done so.
+    heard_end: bool,
     lifecycle: Lifecycle,
     _counted: Counted,
 }
@@ -83,6 +88,8 @@ impl BridgeLeg {
             blocked: false,
             timer: Box::pin(sleep_until(Instant::now())),
             said_goodbye: false,
+            knows_finished: false,
+            heard_end: false,
             lifecycle,
             _counted: counted,
         }
@@ -98,6 +105,11 @@ impl BridgeLeg {
                 let _in_time = timeout(time, drain(incoming)).await;
             });
         }
+    }
+
+    /// Whether the other node knows that an endpoint may end one direction alone.
+    pub(super) fn knowing_finished(self, knows_finished: bool) -> Self {
+        Self { knows_finished, ..self }
     }
 
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, Status>>> {
@@ -132,6 +144,16 @@ async fn drain(mut incoming: Streaming<Frame>) {
     while let Ok(Some(_)) = incoming.message().await {}
 }
 
+/// How the frame that comes in place of data ends the tunnel.
+fn end_of(last: Option<Result<Frame, Status>>) -> End {
+    match last {
+        Some(Ok(Frame { content: Some(Content::Close(close)) })) => wire::read_close(close),
+        Some(Ok(_)) => End::Fault(Close::TransportViolation),
+        Some(Err(status)) => End::Lost(io::Error::other(status)),
+        None => lost("the other node has ended the bridge without a goodbye"),
+    }
+}
+
 fn lost(why: &'static str) -> End {
     End::Lost(io::Error::new(io::ErrorKind::ConnectionAborted, why))
 }
@@ -142,10 +164,15 @@ impl Leg for BridgeLeg {
             Some(Ok(Frame { content: Some(Content::Data(data)) })) => {
                 return Poll::Ready(Ok(wire::read_data(data)));
             }
-            Some(Ok(Frame { content: Some(Content::Close(close)) })) => wire::read_close(close),
-            Some(Ok(_)) => End::Fault(Close::TransportViolation),
-            Some(Err(status)) => End::Lost(io::Error::other(status)),
-            None => lost("the other node has ended the bridge without a goodbye"),
+            Some(Ok(Frame { content: Some(Content::Finished(Finished {})) }))
+                if !self.heard_end =>
+            {
+                self.heard_end = true;
+                // From now on it is the health that reads.
+                cx.waker().wake_by_ref();
+                return Poll::Ready(Err(End::Finished));
+            }
+            last => end_of(last),
         };
         // Nothing goes to an endpoint that has left: this end of the call is over, too.
         self.outbox.close();
@@ -178,11 +205,27 @@ impl Leg for BridgeLeg {
         if self.blocked && self.timer.poll_unpin(cx).is_ready() {
             return Poll::Ready(End::Fault(Close::Stalled));
         }
+        if self.heard_end {
+            let end = end_of(ready!(self.poll_frame(cx)));
+            self.outbox.close();
+            return Poll::Ready(end);
+        }
         Poll::Pending
     }
 
     fn set_message_limit(&mut self, _bytes: usize) {
         // The other node has seen to it.
+    }
+
+    fn send_end(&mut self, _cx: &mut Context<'_>) -> bool {
+        if self.knows_finished {
+            self.outbox.push(wire::frame(Content::Finished(Finished {})), 0);
+        }
+        self.knows_finished
+    }
+
+    fn has_finished(&self) -> bool {
+        self.heard_end
     }
 
     fn send_close(&mut self, _cx: &mut Context<'_>, close: Close) {

@@ -135,7 +135,8 @@ impl Bridge for BridgeService {
         let (outbox, outgoing) = outbox();
         let node = name_of(&attach.node);
         let counted = Counted::In { _gauge: self.metrics.bridge_stream_in(node) };
-        let leg = BridgeLeg::new(outbox, incoming, self.stalled, self.lifecycle.clone(), counted);
+        let leg = BridgeLeg::new(outbox, incoming, self.stalled, self.lifecycle.clone(), counted)
+            .knowing_finished(attach.finished);
         let answer = Answer::new(leg, Arc::clone(&self.node));
         match read_attach(&attach) {
             Ok(Asked { offer, secret, profile, app }) => {

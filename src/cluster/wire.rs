@@ -67,6 +67,7 @@ pub(super) fn attach(
         profile: Some(profile_to_proto(profile)),
         node: node.into(),
         app,
+        finished: true,
     }))
 }
 
@@ -137,7 +138,7 @@ pub(super) fn read_close(close: proto::Close) -> End {
 
 pub(super) fn attached(profile: &Profile, node: &str) -> proto::Frame {
     let profile = Some(profile_to_proto(profile));
-    frame(Content::Attached(proto::Attached { profile, node: node.into() }))
+    frame(Content::Attached(proto::Attached { profile, node: node.into(), finished: true }))
 }
 
 pub(super) fn refused(refusal: Refusal) -> proto::Frame {

@@ -142,6 +142,11 @@ impl Endpoint {
         }
     }
 
+    /// Says that the client sends nothing more, as a byte stream can: what has come is complete.
+    pub fn finished(&mut self) {
+        self.message_ended = true;
+    }
+
     /// Takes what came of [`Action::Authenticate`], or of the token in [`Action::Register`].
     pub fn authenticated(&mut self, now: Instant, verdict: Verdict) {
         if verdict != Verdict::Valid {

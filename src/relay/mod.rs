@@ -1,5 +1,6 @@
 //! Moves chunks between two legs until one of them ends, and then ends the other, so that nothing
-//! that was accepted is lost.
+//! that was accepted is lost. A leg that has finished only its own direction gets what the other
+//! one still has to say.
 //!
 //! One task runs a tunnel: [`flow`] polls both legs and both directions in it. Where the legs lead
 //! (an endpoint, another node) is not known here.
@@ -7,11 +8,11 @@
 mod pump;
 
 use std::future::poll_fn;
-use std::pin::pin;
-use std::task::{Context, Poll};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use self::pump::{Pump, Stop};
 use crate::observability::{Meter, Traffic};
@@ -43,6 +44,8 @@ pub struct Report {
 /// A tunnel whose data flows no more, and whose legs are still to be closed.
 pub struct Ended {
     cause: Cause,
+    /// Who finished its direction first, if the tunnel went on after that.
+    finished_first: Option<Side>,
     forth: Pump,
     back: Pump,
 }
@@ -69,9 +72,11 @@ pub async fn flow(
     patience: Duration,
 ) -> Ended {
     let mut pumps = (Pump::default(), Pump::default());
-    let cause = pump_both(first, second, &mut pumps, meter, stop, patience).await;
+    let mut finished_first = None;
+    let noted = (meter, &mut finished_first);
+    let cause = pump_both(first, second, &mut pumps, noted, stop, patience).await;
     let (forth, back) = pumps;
-    Ended { cause, forth, back }
+    Ended { cause, finished_first, forth, back }
 }
 
 /// Closes both legs. Whatever was accepted from a leg that ended is delivered to the other one
@@ -83,10 +88,12 @@ pub async fn finish<'a>(
     ended: Ended,
     patience: Duration,
 ) -> Report {
-    let Ended { cause, mut forth, mut back } = ended;
+    let Ended { cause, finished_first, mut forth, mut back } = ended;
     let (ended_by, reason) = match &cause {
         Cause::Stopped(close) => (None, *close),
-        Cause::Left(side, End::Left | End::Finished) => (Some(*side), Close::OtherLeft),
+        Cause::Left(side, End::Left | End::Finished) => {
+            (finished_first.or(Some(*side)), Close::OtherLeft)
+        }
         Cause::Left(side, End::Failed | End::Lost(_)) => (Some(*side), Close::OtherLost),
         Cause::Left(side, End::Fault(close) | End::Closed(close)) => (Some(*side), *close),
     };
@@ -126,14 +133,12 @@ async fn pump_both(
     first: &mut dyn Leg,
     second: &mut dyn Leg,
     (forth, back): &mut (Pump, Pump),
-    meter: &Meter,
+    (meter, finished_first): (&Meter, &mut Option<Side>),
     stop: impl Future<Output = Close>,
     patience: Duration,
 ) -> Cause {
     let mut stop = pin!(stop);
-    // A leg that takes nothing more may still have sent something worth delivering.
-    let mut broken: Option<(Side, End)> = None;
-    let mut last_words = pin!(None);
+    let mut last_words: Option<LastWords> = None;
     poll_fn(|cx| {
         if let Poll::Ready(close) = stop.as_mut().poll(cx) {
             return Poll::Ready(Cause::Stopped(close));
@@ -154,15 +159,28 @@ async fn pump_both(
                 Poll::Pending => {}
                 Poll::Ready(Stop::Source(end)) => return Poll::Ready(Cause::Left(source, end)),
                 Poll::Ready(Stop::Sink(end)) => {
-                    broken.get_or_insert((sink, end));
-                    last_words.set(Some(sleep(patience)));
+                    last_words.get_or_insert_with(|| LastWords::of((sink, end), None, patience));
                     cx.waker().wake_by_ref();
+                }
+                Poll::Ready(Stop::Goodbye) => {
+                    finished_first.get_or_insert(source);
+                    let heard = Some(forth.traffic().bytes + back.traffic().bytes);
+                    let end = (sink, End::Left);
+                    last_words.get_or_insert_with(|| LastWords::of(end, heard, patience));
+                    cx.waker().wake_by_ref();
+                }
+                Poll::Ready(Stop::Finished) => {
+                    finished_first.get_or_insert(source);
+                    if forth.has_finished() && back.has_finished() {
+                        return Poll::Ready(Cause::Left(source, End::Finished));
+                    }
                 }
             }
         }
-        if let Some(sleep) = last_words.as_mut().as_pin_mut()
-            && sleep.poll(cx).is_ready()
-            && let Some((side, end)) = broken.take()
+        let moved = forth.traffic().bytes + back.traffic().bytes;
+        if let Some(waiting) = &mut last_words
+            && waiting.poll(cx, moved, patience).is_ready()
+            && let Some(LastWords { side, end, .. }) = last_words.take()
         {
             return Poll::Ready(Cause::Left(side, end));
         }
@@ -171,13 +189,41 @@ async fn pump_both(
     .await
 }
 
+/// A leg takes nothing more, but may still have sent something worth delivering.
+struct LastWords {
+    side: Side,
+    end: End,
+    /// It was told to come to an end, and gets more time as long as it says something: the bytes
+    /// that had been moved when that was looked at.
+    heard: Option<u64>,
+    pause: Pin<Box<Sleep>>,
+}
+
+impl LastWords {
+    fn of((side, end): (Side, End), heard: Option<u64>, patience: Duration) -> Self {
+        Self { side, end, heard, pause: Box::pin(sleep(patience)) }
+    }
+
+    /// Ready when nothing more is to be waited for.
+    fn poll(&mut self, cx: &mut Context<'_>, moved: u64, patience: Duration) -> Poll<()> {
+        loop {
+            ready!(self.pause.as_mut().poll(cx));
+            if self.heard.is_none_or(|heard| heard == moved) {
+                return Poll::Ready(());
+            }
+            self.heard = Some(moved);
+            self.pause.as_mut().reset(Instant::now() + patience);
+        }
+    }
+}
+
 /// Hands a leg what the pump still holds for it, then closes it.
 async fn deliver_and_close(pump: &mut Pump, leg: &mut dyn Leg, close: Close, patience: Duration) {
     let mut open = true;
     poll_fn(|cx| {
         // What it sends now has nowhere to go, but must be read: it may not take our data before
         // it has got rid of its own.
-        open = open && leg.poll_discard(cx).is_pending();
+        open = open && (leg.poll_discard(cx).is_pending() || leg.has_finished());
         if !open || leg.poll_health(cx).is_ready() {
             return Poll::Ready(());
         }

@@ -3,7 +3,7 @@
 use std::task::{Context, Poll, ready};
 
 use crate::observability::Traffic;
-use crate::protocol::Chunk;
+use crate::protocol::{Chunk, Close};
 use crate::transport::{End, Leg};
 
 /// The most bytes handed to a leg at once; larger chunks are cut. It bounds what a leg has to
@@ -18,6 +18,29 @@ pub(super) enum Stop {
     Source(End),
     /// Nothing more can be sent. The pump rests from now on.
     Sink(End),
+    /// The source has finished and the sink knows it; data may still come the other way. The pump
+    /// rests from now on.
+    Finished,
+    /// The source has finished, and as the sink cannot end by halves, it has got a goodbye; what it
+    /// sends until it answers that may still come. The pump rests from now on.
+    Goodbye,
+}
+
+/// What becomes of a direction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Course {
+    #[default]
+    Flowing,
+    /// The source has finished, and the sink is being told by this.
+    Ending(Told),
+    /// Nothing more is to be done.
+    Resting,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    End,
+    Goodbye,
 }
 
 /// One direction. Holds at most one chunk.
@@ -27,6 +50,7 @@ pub(super) struct Pump {
     /// All that was sent has gone out. Not so at first: the notification has not.
     flushed: bool,
     broken: bool,
+    course: Course,
     traffic: Traffic,
 }
 
@@ -42,8 +66,11 @@ impl Pump {
         source: &mut dyn Leg,
         sink: &mut dyn Leg,
     ) -> Poll<Stop> {
-        if self.broken {
-            return Poll::Pending;
+        match self.course {
+            Course::Resting => return Poll::Pending,
+            Course::Ending(told) => return self.poll_end(cx, sink, told),
+            Course::Flowing if self.broken => return Poll::Pending,
+            Course::Flowing => {}
         }
         for _ in 0..CHUNKS_PER_POLL {
             if let Err(end) = ready!(self.poll_send_held(cx, sink)) {
@@ -52,6 +79,14 @@ impl Pump {
             }
             match source.poll_recv(cx) {
                 Poll::Ready(Ok(chunk)) => self.held = Some(chunk),
+                Poll::Ready(Err(End::Finished)) => {
+                    let told = if sink.send_end(cx) { Told::End } else { Told::Goodbye };
+                    if told == Told::Goodbye {
+                        sink.send_close(cx, Close::OtherLeft);
+                    }
+                    self.course = Course::Ending(told);
+                    return self.poll_end(cx, sink, told);
+                }
                 Poll::Ready(Err(end)) => return Poll::Ready(Stop::Source(end)),
                 Poll::Pending => {
                     // Nothing more to put with it: what is there goes out now.
@@ -70,6 +105,22 @@ impl Pump {
         }
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    /// Whether its source has finished and all of that has been delivered.
+    pub(super) fn has_finished(&self) -> bool {
+        self.course == Course::Resting
+    }
+
+    /// Gets all that was sent out, with what says that it is all.
+    fn poll_end(&mut self, cx: &mut Context<'_>, sink: &mut dyn Leg, told: Told) -> Poll<Stop> {
+        let flushed = ready!(sink.poll_flush(cx));
+        self.course = Course::Resting;
+        Poll::Ready(match (flushed, told) {
+            (Err(end), _) => Stop::Sink(end),
+            (Ok(()), Told::End) => Stop::Finished,
+            (Ok(()), Told::Goodbye) => Stop::Goodbye,
+        })
     }
 
     /// Sends what is held and flushes; ready when that is done or the sink cannot take it.

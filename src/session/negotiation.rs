@@ -56,8 +56,8 @@ pub(super) async fn negotiate(mut party: Box<Party>, shared: &Arc<Shared>) -> Ou
     };
     let mut draining = pin!(shared.lifecycle.draining());
     let mut timer = pin!(sleep_until(Instant::now().into()));
-    // Whether the endpoint may have something to say.
-    let mut busy = true;
+    // Whether the endpoint may have something to say, and whether its client has.
+    let (mut busy, mut finished) = (true, false);
     let mut looked_twice = shared.peers.is_none();
     loop {
         if let Some(deadline) = party.endpoint.deadline() {
@@ -68,10 +68,15 @@ pub(super) async fn negotiate(mut party: Box<Party>, shared: &Arc<Shared>) -> Ou
             if draining.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Event::Draining);
             }
-            poll_event(cx, &mut *party.leg, &mut stage, timer.as_mut(), busy)
+            poll_event(cx, &mut *party.leg, &mut stage, timer.as_mut(), (busy, finished))
         });
         match event.await {
             Event::Room => match party.endpoint.poll_action() {
+                // Whoever ends its direction before it has a tunnel wants none: it may as well
+                // have ended altogether, which looks the same. It still gets its answers.
+                None if finished && !stage.owes_an_answer() => {
+                    return over(party, stage, None, shared).await;
+                }
                 None => busy = false,
                 Some(Action::Send(message)) => send(&mut *party.leg, message).await,
                 Some(Action::Authenticate(token)) => {
@@ -92,6 +97,10 @@ pub(super) async fn negotiate(mut party: Box<Party>, shared: &Arc<Shared>) -> Ou
                 party.endpoint.receive(&chunk);
                 busy = true;
             }
+            Event::Finished => {
+                party.endpoint.finished();
+                (busy, finished) = (true, true);
+            }
             Event::Verdict(verdict) => {
                 busy = true;
                 (party, stage) = judged(party, stage, verdict, shared);
@@ -103,12 +112,7 @@ pub(super) async fn negotiate(mut party: Box<Party>, shared: &Arc<Shared>) -> Ou
                     Next::Outcome(outcome) => return outcome,
                 }
             }
-            Event::EntryLost => {
-                if let Stage::Waiting { entry, partner, since, .. } = stage {
-                    party.waited += since.elapsed();
-                    stage = put_up(entry, partner, shared);
-                }
-            }
+            Event::EntryLost => stage = put_up_again(&mut party, stage, shared),
             Event::Bridge(result) => {
                 busy = true;
                 let Stage::Bridging { claim, bridging, .. } = stage else { continue };
@@ -208,6 +212,13 @@ fn put_up(entry: Entry, partner: Coming, shared: &Arc<Shared>) -> Stage {
     let epoch = shared.rendezvous.epoch();
     let answer = Arc::clone(&shared.rendezvous).offer(entry.offer);
     Stage::Offering { entry, partner, answer, epoch, since: Instant::now() }
+}
+
+/// The rendezvous may have lost the entry of an endpoint that waits.
+fn put_up_again(party: &mut Party, stage: Stage, shared: &Arc<Shared>) -> Stage {
+    let Stage::Waiting { entry, partner, since, .. } = stage else { return stage };
+    party.waited += since.elapsed();
+    put_up(entry, partner, shared)
 }
 
 enum Next {

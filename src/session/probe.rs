@@ -214,6 +214,10 @@ impl Leg for ProbedLeg {
         self.leg.is_probed()
     }
 
+    fn has_finished(&self) -> bool {
+        self.leg.has_finished()
+    }
+
     fn send_close(&mut self, cx: &mut Context<'_>, close: Close) {
         self.leg.send_close(cx, close);
     }

@@ -77,6 +77,8 @@ pub(super) enum Event {
     /// The leg can take another message of ours.
     Room,
     Received(Chunk),
+    /// The client sends nothing more, and waits for what it has asked for.
+    Finished,
     Ended(End),
     Verdict(auth::Verdict),
     Answer(Answer),
@@ -96,7 +98,7 @@ pub(super) fn poll_event(
     leg: &mut dyn Leg,
     stage: &mut Stage,
     timer: Pin<&mut Sleep>,
-    busy: bool,
+    (busy, finished): (bool, bool),
 ) -> Poll<Event> {
     if let Poll::Ready(event) = stage.poll(cx) {
         return Poll::Ready(event);
@@ -117,13 +119,22 @@ pub(super) fn poll_event(
     if let Poll::Ready(Err(end)) = leg.poll_flush(cx) {
         return Poll::Ready(Event::Ended(end));
     }
+    if finished {
+        return Poll::Pending;
+    }
     leg.poll_recv(cx).map(|received| match received {
         Ok(chunk) => Event::Received(chunk),
+        Err(End::Finished) => Event::Finished,
         Err(end) => Event::Ended(end),
     })
 }
 
 impl Stage {
+    /// Whether the client has asked for something and has not been told yet what came of it.
+    pub(super) fn owes_an_answer(&self) -> bool {
+        matches!(self, Self::Authenticating { .. } | Self::Registering { .. })
+    }
+
     pub(super) fn label(&self) -> metrics::Stage {
         match self {
             Self::Greeting => metrics::Stage::Greeting,

@@ -7,6 +7,7 @@ pub mod cluster;
 pub mod places;
 pub mod raw;
 pub mod redis;
+pub mod stream;
 pub mod tunnel_proxy;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};

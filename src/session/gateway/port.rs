@@ -38,6 +38,9 @@ impl Drop for GatewayPort {
 
 impl Leg for GatewayPort {
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Chunk, End>> {
+        if self.left {
+            return Poll::Ready(Err(End::Left));
+        }
         Poll::Ready(match ready!(self.lane.poll_down(cx, self.hub.backlog())) {
             Ok(Below { data, tell }) => {
                 if tell {

@@ -3,6 +3,7 @@
 //! One task owns both directions. As with WebSocket, buffers are there only while there is
 //! something in them.
 
+use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
@@ -105,7 +106,11 @@ impl<W: Wire> StreamLeg<W> {
     }
 
     /// What there is to do at this time, and when there is more.
-    fn tick(&mut self, now: Instant) -> Result<Option<Instant>, Close> {
+    fn tick(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<Option<Instant>, End> {
+        // Nobody reads any more, and whoever has nothing to write would not notice.
+        if self.heard_end && self.wire.is_gone(cx) {
+            return Err(End::Lost(io::ErrorKind::ConnectionReset.into()));
+        }
         if self.probed.is_some_and(|until| now >= until) {
             self.probed = None;
             self.watch();
@@ -114,11 +119,13 @@ impl<W: Wire> StreamLeg<W> {
             self.answer_by = None;
             // The system asks for signs of life only where no data waits.
             if self.wire.is_unanswered() {
-                return Err(Close::Unresponsive);
+                return Err(End::Fault(Close::Unresponsive));
             }
         }
         let blocked_until = match self.blocked {
-            Some(since) if now >= since + self.patience.stalled => return Err(Close::Stalled),
+            Some(since) if now >= since + self.patience.stalled => {
+                return Err(End::Fault(Close::Stalled));
+            }
             // A live endpoint that takes no data for long looks to the system like a dead one.
             Some(since) if now >= since + self.patience.ping_interval => {
                 if !std::mem::replace(&mut self.lenient, true) {
@@ -129,7 +136,8 @@ impl<W: Wire> StreamLeg<W> {
             Some(since) => Some(since + self.patience.ping_interval.min(self.patience.stalled)),
             None => None,
         };
-        Ok([self.probed, self.answer_by, blocked_until].into_iter().flatten().min())
+        let look_at = self.heard_end.then(|| now + self.patience.ping_interval);
+        Ok([self.probed, self.answer_by, blocked_until, look_at].into_iter().flatten().min())
     }
 }
 
@@ -143,6 +151,7 @@ impl<W: Wire> Leg for StreamLeg<W> {
         Poll::Ready(match ready!(filled) {
             Ok(0) => {
                 self.heard_end = true;
+                self.wake_at(cx, Instant::now() + self.patience.ping_interval);
                 Err(End::Finished)
             }
             Ok(_) => {
@@ -184,8 +193,8 @@ impl<W: Wire> Leg for StreamLeg<W> {
             let Some(timer) = &mut self.timer else { return Poll::Pending };
             // Left to ring for nothing: resetting it for each write would cost more.
             ready!(timer.poll_unpin(cx));
-            match self.tick(Instant::now()) {
-                Err(close) => return Poll::Ready(End::Fault(close)),
+            match self.tick(cx, Instant::now()) {
+                Err(end) => return Poll::Ready(end),
                 Ok(None) => self.timer = None,
                 Ok(Some(due)) => {
                     if let Some(timer) = &mut self.timer {
@@ -227,6 +236,10 @@ impl<W: Wire> Leg for StreamLeg<W> {
 
     fn is_probed(&self) -> bool {
         self.answer_by.is_some()
+    }
+
+    fn has_finished(&self) -> bool {
+        self.heard_end
     }
 
     fn send_close(&mut self, cx: &mut Context<'_>, close: Close) {

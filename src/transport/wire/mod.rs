@@ -10,12 +10,13 @@ mod secure;
 mod unanswered;
 
 use std::io;
+use std::pin::pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::BytesMut;
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, Ready};
 use tokio::net::{TcpStream, UnixStream};
 
 pub(super) use self::plain::Plain;
@@ -50,6 +51,10 @@ pub(super) trait Wire: Send {
         self.poll_shutdown(cx)
     }
 
+    /// Whether the connection is gone, although nothing is read or written: to be asked where the
+    /// other end has closed its direction.
+    fn is_gone(&self, cx: &mut Context<'_>) -> bool;
+
     /// Has the system ask for signs of life and give the connection up without them.
     fn watch(&self, watch: Watch);
 
@@ -81,6 +86,9 @@ pub(super) trait Line: AsyncRead + AsyncWrite + Send + Unpin {
     fn is_unanswered(&self) -> bool {
         false
     }
+
+    /// See [`Wire::is_gone`].
+    fn is_gone(&self, cx: &mut Context<'_>) -> bool;
 }
 
 impl Line for TcpStream {
@@ -97,12 +105,33 @@ impl Line for TcpStream {
     fn is_unanswered(&self) -> bool {
         unanswered::is_unanswered(self)
     }
+
+    fn is_gone(&self, cx: &mut Context<'_>) -> bool {
+        hung_up(cx, self.ready(Interest::WRITABLE))
+    }
 }
 
-impl Line for UnixStream {}
+impl Line for UnixStream {
+    fn is_gone(&self, cx: &mut Context<'_>) -> bool {
+        hung_up(cx, self.ready(Interest::WRITABLE))
+    }
+}
+
+/// A connection that is gone in both directions is always ready to be written to.
+fn hung_up(cx: &mut Context<'_>, ready: impl Future<Output = io::Result<Ready>>) -> bool {
+    match pin!(ready).poll(cx) {
+        Poll::Ready(Ok(ready)) => ready.is_write_closed(),
+        Poll::Ready(Err(_)) => true,
+        Poll::Pending => false,
+    }
+}
 
 #[cfg(test)]
-impl Line for tokio::io::DuplexStream {}
+impl Line for tokio::io::DuplexStream {
+    fn is_gone(&self, _cx: &mut Context<'_>) -> bool {
+        false
+    }
+}
 
 #[cfg(test)]
 mod tests {

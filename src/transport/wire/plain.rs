@@ -47,6 +47,10 @@ impl<S: Line> Wire for Plain<S> {
         Pin::new(&mut self.io).poll_shutdown(cx)
     }
 
+    fn is_gone(&self, cx: &mut Context<'_>) -> bool {
+        self.io.is_gone(cx)
+    }
+
     fn watch(&self, watch: Watch) {
         self.io.watch(watch);
     }
