@@ -6,7 +6,7 @@
 //! ```text
 //! endpoint ──▶ transport ──▶ session ──▶ auth ──▶ rendezvous ──▶ relay ──▶ the other endpoint
 //!              TLS, Web-     drives      is it    who else       moves
-//!              Socket        protocol    valid?   has this key?  bytes
+//!              Socket, TCP   protocol    valid?   has this key?  bytes
 //! ```
 //!
 //! [`node`] wires them together; [`client`] is the other end of the wire, for programs that want

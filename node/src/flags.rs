@@ -47,7 +47,7 @@ pub(crate) struct Flags {
     #[arg(short, long, action = ArgAction::Count)]
     pub(crate) verbose: u8,
 
-    /// TOML file with settings
+    /// TOML file with settings, or the file of the original server
     #[arg(long, value_name = "file")]
     pub(crate) config: Option<PathBuf>,
 

@@ -79,6 +79,11 @@ impl<T: Listening> Listening for Arc<T> {
 pub async fn tls(node: &impl Listening) -> TlsStream<TcpStream> {
     let tcp = soon("TCP", TcpStream::connect(node.address())).await.expect("TCP");
     tcp.set_nodelay(true).expect("TCP");
+    tls_over(tcp).await
+}
+
+/// TLS on a connection that may have carried something in front of it.
+pub async fn tls_over(tcp: TcpStream) -> TlsStream<TcpStream> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
