@@ -4,8 +4,9 @@
 
 mod support;
 
+use futures_util::future::join_all;
 use serde_json::{Value, json};
-use support::places::{Via, each, everywhere, fresh};
+use support::places::{Via, each, everywhere, everywhere_at_once, fresh};
 use support::raw::{Client, client, error_in, server};
 use support::redis::until;
 use support::tunnel_proxy::{call, frame, uuid};
@@ -116,7 +117,7 @@ async fn disconnect_client_closes_that_one() {
 
 #[tokio::test]
 async fn uuids_must_be_some_and_may_have_braces() {
-    everywhere(async |place| {
+    everywhere_at_once(async |place| {
         let number = fresh();
         let null = "{00000000-0000-0000-0000-000000000000}";
         let good = uuid(number);
@@ -188,33 +189,35 @@ async fn an_unknown_server_is_not_found_and_the_connection_closes() {
 
 #[tokio::test]
 async fn a_uuid_has_one_place_and_one_role() {
-    everywhere(async |place| {
+    everywhere_at_once(async |place| {
         let number = fresh();
         let mut gateway = place.gateway(number).await;
         let mut app = place.app(number + 1, number).await;
         let address = gateway.connected().await;
-        let tries = async {
-            for (method, params) in [
-                ("RegisterServer", server(number)),
-                ("RegisterServer", server(number + 1)),
-                ("RegisterClient", client(number + 1, number)),
-                ("RegisterClient", client(number, number)),
-            ] {
-                for mut other in [place.near().await, place.far().await] {
-                    let answer = other.ask(method, &params).await;
-                    assert_eq!(error_in(&answer), "AlreadyRegistered", "{method} {params}");
-                    if method == "RegisterServer" {
-                        assert_eq!(answer["params"]["slipEnabled"], false);
-                    }
-                    other.ends().await;
-                }
+        // Each waits until it is known that who has the UUID is alive.
+        let refused = async |far: bool, method: &str, params: Value| {
+            let mut other = if far { place.far().await } else { place.near().await };
+            let answer = other.ask(method, &params).await;
+            assert_eq!(error_in(&answer), "AlreadyRegistered", "{method} {params}");
+            if method == "RegisterServer" {
+                assert_eq!(answer["params"]["slipEnabled"], false);
             }
+            other.ends().await;
         };
+        let tries = [false, true].map(|far| {
+            [
+                refused(far, "RegisterServer", server(number)),
+                refused(far, "RegisterServer", server(number + 1)),
+                refused(far, "RegisterClient", client(number + 1, number)),
+                refused(far, "RegisterClient", client(number, number)),
+            ]
+        });
+        let tries = join_all(tries.into_iter().flatten());
         // Those who have it are asked for a sign of life, and on WebSocket answer when they read.
         tokio::select! {
             event = gateway.event() => panic!("{event:?}"),
             piece = app.piece() => panic!("{piece:?}"),
-            () = tries => {}
+            _ = tries => {}
         }
         // Those who were first do not notice.
         app.bytes(b"hello").await;

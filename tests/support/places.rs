@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use futures_util::future::join_all;
 use nymea_remoteproxy::config::{Config, Listen};
 use nymea_remoteproxy::node::Node;
 use tempfile::TempDir;
@@ -148,6 +149,14 @@ pub async fn everywhere_with(change: impl Fn(&mut Config), check: impl AsyncFn(P
                 check(Place { site: &site, near, far }).await;
             }
         }
+    }
+}
+
+/// The same for what takes its time: all at once.
+pub async fn everywhere_at_once(check: impl AsyncFn(Place<'_>)) {
+    for site in [Site::one(|_| {}), Site::two(|_| {}).await] {
+        let pairs = Via::ALL.into_iter().flat_map(|near| Via::ALL.map(|far| (near, far)));
+        join_all(pairs.map(|(near, far)| check(Place { site: &site, near, far }))).await;
     }
 }
 
