@@ -3,7 +3,7 @@
 mod support;
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nymea_remoteproxy::client::{
     App, AppStream, Apps, Attachment, ConnectError, Connector, Gateway, TunnelError,
@@ -276,5 +276,37 @@ async fn a_token_is_shown_where_one_is_demanded() {
         let _apps = soon("an answer", gateway.register()).await.expect("registered");
         let app = App::new(connector, uuid).token(Token::new("t"));
         soon("an answer", app.attach()).await.expect("attached");
+    }
+}
+
+#[tokio::test]
+async fn an_app_that_takes_nothing_for_a_while_loses_nothing_and_holds_nobody_up() {
+    let node = node();
+    for connector in connectors(&node) {
+        let uuid = Uuid::new_v4();
+        let mut apps = register(&connector, uuid).await;
+        let mut slow = attach(&connector, uuid).await;
+        let mut to_slow = accept(&mut apps).await;
+        let mut other = attach(&connector, uuid).await;
+        let mut to_other = accept(&mut apps).await;
+
+        // More than fits into what the system keeps for a connection and the node for an app.
+        let data = pattern(5, 24 << 20);
+        let sent = data.clone();
+        let sending = tokio::spawn(async move {
+            to_slow.write_all(&sent).await.expect("sent");
+            to_slow.shutdown().await.expect("shut down");
+        });
+        let since = Instant::now();
+        while since.elapsed() < Duration::from_secs(1) {
+            to_other.write_all(b"ping").await.expect("sent");
+            soon("the other app", other.read_exact(&mut [0; 4])).await.expect("received");
+        }
+        assert!(!sending.is_finished(), "too little to show anything");
+
+        let mut received = Vec::new();
+        soon("all data", slow.read_to_end(&mut received)).await.expect("a normal end");
+        assert!(received == data, "{} of {} bytes", received.len(), data.len());
+        soon("the end", sending).await.expect("all sent");
     }
 }

@@ -46,7 +46,7 @@ impl App {
             "serverUuid": braced(self.gateway),
         });
         let method = "TunnelProxy.RegisterClient";
-        let wire = register(&self.connector, method, params, self.token.as_ref()).await?;
+        let (wire, _) = register(&self.connector, method, params, self.token.as_ref()).await?;
         Ok(Attachment { wire })
     }
 }

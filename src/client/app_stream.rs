@@ -9,10 +9,11 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
-use tokio_util::sync::PollSender;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_util::sync::{PollSemaphore, PollSender};
 
 use super::TunnelError;
+use crate::protocol::FRAME_OVERHEAD;
 
 /// The largest frame made of written bytes; small enough that many apps take turns.
 const FRAME: usize = 16 * 1024;
@@ -45,6 +46,12 @@ pub struct AppStream {
     room: Option<OwnedSemaphorePermit>,
     end: Option<Result<(), TunnelError>>,
     outbound: PollSender<Outbound>,
+    /// What may be sent before the app has taken more, where the proxy tells.
+    window: Option<PollSemaphore>,
+    /// The most data in a frame, which is no more than half of the window.
+    frame: usize,
+    /// The part of the window for the next frame.
+    credit: Option<OwnedSemaphorePermit>,
     dropped: mpsc::UnboundedSender<Place>,
     left: Arc<AtomicBool>,
     shut: bool,
@@ -74,6 +81,7 @@ pub(super) struct Ways {
     pub(super) inbound: mpsc::UnboundedReceiver<Inbound>,
     pub(super) outbound: mpsc::Sender<Outbound>,
     pub(super) dropped: mpsc::UnboundedSender<Place>,
+    pub(super) window: Option<Arc<Semaphore>>,
     pub(super) left: Arc<AtomicBool>,
 }
 
@@ -87,6 +95,11 @@ impl AppStream {
             room: None,
             end: None,
             outbound: PollSender::new(ways.outbound),
+            frame: ways.window.as_ref().map_or(FRAME, |window| {
+                FRAME.min((window.available_permits() / 2).saturating_sub(FRAME_OVERHEAD))
+            }),
+            window: ways.window.map(PollSemaphore::new),
+            credit: None,
             dropped: ways.dropped,
             left: ways.left,
             shut: false,
@@ -96,6 +109,26 @@ impl AppStream {
     /// Who it is.
     pub fn info(&self) -> &AppInfo {
         &self.info
+    }
+
+    /// Ready when a frame with some of `data` fits into the window: how much of it.
+    fn poll_window(
+        &mut self,
+        cx: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<Result<usize, TunnelError>> {
+        let count = data.len().min(self.frame);
+        let Some(window) = &mut self.window else { return Poll::Ready(Ok(count)) };
+        if self.credit.is_none() {
+            let size = u32::try_from(count + FRAME_OVERHEAD).unwrap_or(u32::MAX);
+            let credit = ready!(window.poll_acquire_many(cx, size));
+            // Closed when the app or the connection is gone.
+            let left = self.left.load(Ordering::Acquire);
+            let gone = || if left { TunnelError::OtherLeft } else { lost() };
+            self.credit = Some(credit.ok_or_else(gone)?);
+        }
+        let credit = self.credit.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        Poll::Ready(Ok(count.min(credit.saturating_sub(FRAME_OVERHEAD))))
     }
 
     fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TunnelError>> {
@@ -165,8 +198,13 @@ impl AsyncWrite for AppStream {
         if data.is_empty() {
             return Poll::Ready(Ok(0));
         }
+        // First: whoever waits for its window must not keep the others from sending.
+        let count = ready!(self.poll_window(cx, data))?;
         ready!(self.poll_room(cx))?;
-        let count = data.len().min(FRAME);
+        if let Some(mut credit) = self.credit.take() {
+            // What is left of it is given back.
+            let _spent = credit.split(count + FRAME_OVERHEAD).map(OwnedSemaphorePermit::forget);
+        }
         let frame = Outbound::Data(self.place, Bytes::copy_from_slice(&data[..count]));
         self.outbound.send_item(frame).map_err(|_| lost())?;
         Poll::Ready(Ok(count))

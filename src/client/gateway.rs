@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 use tokio_util::task::AbortOnDropHandle;
@@ -11,14 +11,15 @@ use tracing::{debug, info, warn};
 use uuid::Uuid;
 
 use super::app_stream::AppStream;
-use super::multiplexer::{self, Limits};
+use super::multiplexer::{self, Connection, Limits};
 use super::registration::register;
-use super::wire::Wire;
 use super::{ConnectError, Connector};
 use crate::protocol::{Token, braced};
 
 /// Apps that have attached and wait for [`Apps::accept`]; with more, they are disconnected.
 const UNACCEPTED: usize = 128;
+/// With less, it is no use to send by the window.
+const SMALLEST_WINDOW: u32 = 1024;
 /// Between two tries to register again, from the first to the longest; up to half is left to chance.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
@@ -82,33 +83,52 @@ impl Gateway {
     /// Connects and registers. From then on it is registered again whenever the connection is lost,
     /// until the [`Apps`] are dropped.
     pub async fn register(&self) -> Result<Apps, ConnectError> {
-        let wire = self.connect().await?;
+        let connection = self.connect().await?;
         let (sender, accepted) = mpsc::channel(UNACCEPTED);
-        let task = tokio::spawn(self.clone().stay(wire, sender));
+        let task = tokio::spawn(self.clone().stay(connection, sender));
         Ok(Apps { accepted, task: Some(AbortOnDropHandle::new(task)) })
     }
 
-    async fn connect(&self) -> Result<Wire, ConnectError> {
+    async fn connect(&self) -> Result<Connection, ConnectError> {
         let (name, _) = self.connector.name_and_uuid();
-        let params = json!({ "serverName": name, "serverUuid": braced(self.uuid) });
-        register(&self.connector, "TunnelProxy.RegisterServer", params, self.token.as_ref()).await
+        let mut params = json!({ "serverName": name, "serverUuid": braced(self.uuid) });
+        let plain = params.clone();
+        params["flowControl"] = true.into();
+        match self.call(params).await {
+            // Servers of other makers do not know of it.
+            Err(ConnectError::Rejected(words)) if words.contains("flowControl") => {
+                self.call(plain).await
+            }
+            result => result,
+        }
+    }
+
+    async fn call(&self, params: Value) -> Result<Connection, ConnectError> {
+        let (method, token) = ("TunnelProxy.RegisterServer", self.token.as_ref());
+        let (wire, answer) = register(&self.connector, method, params, token).await?;
+        let window = answer["clientWindow"].as_u64().and_then(|window| u32::try_from(window).ok());
+        Ok(Connection { wire, window: window.filter(|window| *window >= SMALLEST_WINDOW) })
     }
 
     /// Stays registered until that is of no more use.
-    async fn stay(self, mut wire: Wire, accepted: mpsc::Sender<AppStream>) -> ConnectError {
+    async fn stay(
+        self,
+        mut connection: Connection,
+        accepted: mpsc::Sender<AppStream>,
+    ) -> ConnectError {
         let mut pause = FIRST_PAUSE;
         loop {
             let since = Instant::now();
-            let error = multiplexer::run(wire, self.limits, &accepted).await;
+            let error = multiplexer::run(connection, self.limits, &accepted).await;
             warn!(%error, "the connection to the proxy is lost, registering again");
             if since.elapsed() > STOOD {
                 pause = FIRST_PAUSE;
             }
-            wire = loop {
+            connection = loop {
                 sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
                 pause = (2 * pause).min(LONGEST_PAUSE);
                 match self.connect().await {
-                    Ok(wire) => break wire,
+                    Ok(connection) => break connection,
                     Err(error) if is_final(&error) => return error,
                     Err(error) => debug!(%error, "not registered, trying again"),
                 }

@@ -20,8 +20,11 @@ use tracing::{debug, warn};
 
 use super::TunnelError;
 use super::app_stream::{AppInfo, AppStream, Inbound, Outbound, Place, Ways};
+use super::wire::Wire;
 use crate::protocol::slip::{Decoder, Event, PROXY_ADDRESS, encode};
-use crate::protocol::{CLIENT_CONNECTED, CLIENT_DISCONNECTED, JsonStream, request};
+use crate::protocol::{
+    CLIENT_CONNECTED, CLIENT_DISCONNECTED, CLIENT_RECEIVED, JsonStream, request,
+};
 
 /// How much is read from the connection, and written to it, at once.
 const BLOCK: usize = 64 * 1024;
@@ -43,19 +46,27 @@ pub(super) struct Limits {
     pub(super) silence: Duration,
 }
 
+/// A registered connection.
+pub(super) struct Connection {
+    pub(super) wire: Wire,
+    /// How much may be sent to each app before it is known to be taken, if the proxy tells.
+    pub(super) window: Option<u32>,
+}
+
 /// Carries data until the connection ends, and says why it did.
 pub(super) async fn run(
-    connection: impl AsyncRead + AsyncWrite,
+    Connection { wire, window }: Connection,
     limits: Limits,
     accepted: &mpsc::Sender<AppStream>,
 ) -> io::Error {
-    let (from_proxy, to_proxy) = split(connection);
+    let (from_proxy, to_proxy) = split(wire);
     let (outbound, frames) = mpsc::channel(OUTBOUND);
     let (unwanted, to_disconnect) = mpsc::unbounded_channel();
     let apps = Apps::default();
     let mut reader = Reader {
         apps: &apps,
         limits,
+        window: window.map(|window| window as usize),
         accepted,
         outbound,
         unwanted,
@@ -78,12 +89,30 @@ struct App {
     place: Place,
     inbound: mpsc::UnboundedSender<Inbound>,
     room: Arc<Semaphore>,
+    /// What may be sent to the app.
+    window: Option<Arc<Semaphore>>,
     left: Arc<AtomicBool>,
 }
 
+impl Drop for Apps {
+    /// Whoever waits for a window must not wait for ever.
+    fn drop(&mut self) {
+        for app in self.lock().values() {
+            app.close_window();
+        }
+    }
+}
+
 impl App {
+    fn close_window(&self) {
+        if let Some(window) = &self.window {
+            window.close();
+        }
+    }
+
     fn end(&self, end: Result<(), TunnelError>) {
         self.left.store(true, Ordering::Release);
+        self.close_window();
         // Nobody reads any more: then nobody has to be told.
         let _ = self.inbound.send(Inbound::End(end));
     }
@@ -108,6 +137,7 @@ impl Apps {
 struct Reader<'a> {
     apps: &'a Apps,
     limits: Limits,
+    window: Option<usize>,
     accepted: &'a mpsc::Sender<AppStream>,
     outbound: mpsc::Sender<Outbound>,
     unwanted: mpsc::UnboundedSender<Place>,
@@ -154,11 +184,25 @@ impl Reader<'_> {
                         app.end(Ok(()));
                     }
                 }
+                Some(CLIENT_RECEIVED) => {
+                    let bytes = params["byteCount"].as_u64().unwrap_or_default();
+                    self.widen(address_of(params)?, bytes);
+                }
                 // Answers to pings and to what is disconnected anyway.
                 Some(_) | None => {}
             }
         }
         if last { self.control.finish().map_err(not_json) } else { Ok(()) }
+    }
+
+    /// An app has taken some of what was sent to it.
+    fn widen(&self, address: u16, bytes: u64) {
+        let apps = self.apps.lock();
+        let window = apps.get(&address).and_then(|app| app.window.as_ref());
+        if let (Some(window), Some(size)) = (window, self.window) {
+            let missing = size.saturating_sub(window.available_permits());
+            window.add_permits(usize::try_from(bytes).unwrap_or(usize::MAX).min(missing));
+        }
     }
 
     fn attach(&self, params: &Value) -> io::Result<()> {
@@ -177,13 +221,16 @@ impl Reader<'_> {
             inbound: receiver,
             outbound: self.outbound.clone(),
             dropped: self.unwanted.clone(),
+            window: self.window.map(|size| Arc::new(Semaphore::new(size))),
             left: Arc::clone(&left),
         };
+        let window = ways.window.clone();
         let room = Arc::new(Semaphore::new(self.limits.backlog));
         debug!(address = place.address, name = ?info.name, "an app has attached");
         // Dropped where there is no room for it, which disconnects it.
         let stream = AppStream::new(info, place, ways);
-        let before = self.apps.lock().insert(place.address, App { place, inbound, room, left });
+        let before =
+            self.apps.lock().insert(place.address, App { place, inbound, room, window, left });
         if let Some(before) = before {
             before.end(Ok(()));
         }

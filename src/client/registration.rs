@@ -9,25 +9,26 @@ use super::conversation::{Conversation, REQUEST};
 use super::wire::Wire;
 use crate::protocol::{Token, TunnelProxyError, request};
 
-/// Connects and calls `method` of the tunnel proxy. With its success comes what carries the data.
+/// Connects and calls `method` of the tunnel proxy. With its success comes what carries the data,
+/// and what else the answer says.
 pub(super) async fn register(
     connector: &Connector,
     method: &str,
     mut params: Value,
     token: Option<&Token>,
-) -> Result<Wire, ConnectError> {
+) -> Result<(Wire, Value), ConnectError> {
     if let Some(token) = token {
         params["token"] = token.reveal().into();
     }
     let mut conversation = Conversation::new(connector.open().await?);
     let registering = async move {
         conversation.send(request(REQUEST, method, Some(params))).await?;
-        let answer = conversation.answer().await?;
+        let mut answer = conversation.answer().await?;
         if answer["status"] != "success" {
             return Err(conversation.refusal(&answer, token).await);
         }
         accepted(&answer["params"])?;
-        conversation.into_wire(connector).await
+        Ok((conversation.into_wire(connector).await?, answer["params"].take()))
     };
     // In a box: the conversation is large, and soon over.
     timeout(connector.authentication_timeout, Box::pin(registering))

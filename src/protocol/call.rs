@@ -107,8 +107,9 @@ impl Register {
     /// From params that [`faults_of`] has found faultless.
     pub(super) fn gateway(params: &mut Map<String, Value>) -> Self {
         let name = take_text(params, "serverName").unwrap_or_default();
-        let role =
-            take_uuid(params, "serverUuid").map(|uuid| Role::Gateway(Gateway { uuid, name }));
+        let flow_control = params.remove("flowControl") == Some(Value::Bool(true));
+        let role = take_uuid(params, "serverUuid")
+            .map(|uuid| Role::Gateway(Gateway { uuid, name, flow_control }));
         Self { kind: RoleKind::Gateway, role, token: take_token(params) }
     }
 

@@ -196,7 +196,9 @@ impl Endpoint {
         // A token that nobody has found valid opens nothing.
         let forbidden = *token_unchecked && result.is_ok();
         let result = if forbidden { Err(TunnelProxyError::ForbiddenCall) } else { result };
-        self.answer_registration(request, role.kind(), result);
+        let flow_control = matches!(&role, Role::Gateway(gateway) if gateway.flow_control);
+        let window = (flow_control && result.is_ok()).then_some(self.rules.app_window);
+        self.answer_registration(request, role.kind(), result, window);
         if result.is_ok() {
             self.state = State::Registered { role };
         }
@@ -305,7 +307,8 @@ impl Endpoint {
         let State::Greeting { authenticate_by: until, .. } = self.state else { return };
         let Register { kind, role, token } = params;
         let Some(role) = role else {
-            return self.answer_registration(request, kind, Err(TunnelProxyError::InvalidUuid));
+            let error = TunnelProxyError::InvalidUuid;
+            return self.answer_registration(request, kind, Err(error), None);
         };
         let demanded = match kind {
             RoleKind::Gateway => self.rules.token_for_gateways,
@@ -322,8 +325,9 @@ impl Endpoint {
         request: i64,
         kind: RoleKind,
         result: Result<(), TunnelProxyError>,
+        window: Option<u32>,
     ) {
-        let message = registration_response(request, kind, result);
+        let message = registration_response(request, kind, result, window);
         self.actions.push_back(Action::Send(message));
         if let Err(error) = result {
             self.close(error.close());

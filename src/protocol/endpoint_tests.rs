@@ -15,6 +15,7 @@ const RULES: Rules = Rules {
     tunnel_proxy: false,
     token_for_gateways: false,
     token_for_apps: false,
+    app_window: 4096,
 };
 
 #[path = "registration_tests.rs"]

@@ -15,9 +15,10 @@ use super::call::{Call, resolve};
 use super::json_stream::{FramingError, JsonStream};
 use super::message::{Refusal, notification, parse_request, success_response};
 use super::methods::{
-    CLIENT_CONNECTED, CLIENT_DISCONNECTED, Offered, ServerInfo, hello, introspection,
+    CLIENT_CONNECTED, CLIENT_DISCONNECTED, CLIENT_RECEIVED, Offered, ServerInfo, hello,
+    introspection,
 };
-use super::tunnel_proxy::{APP_ADDRESSES, App, TunnelProxyError, braced};
+use super::tunnel_proxy::{APP_ADDRESSES, App, Gateway, TunnelProxyError, braced};
 use super::tunnel_proxy::{disconnect_response, pong, registration_response};
 use super::{Close, Rules};
 
@@ -42,6 +43,7 @@ pub enum ControlAction {
 pub struct GatewayControl {
     server: Arc<ServerInfo>,
     offered: Offered,
+    flow_control: bool,
     silence: Duration,
     heard_at: Instant,
     inbox: JsonStream,
@@ -55,8 +57,15 @@ pub struct GatewayControl {
 
 impl GatewayControl {
     /// For a gateway that has registered `now`, and may send nothing for as long as `silence`.
-    pub fn new(server: Arc<ServerInfo>, rules: &Rules, silence: Duration, now: Instant) -> Self {
+    pub fn new(
+        server: Arc<ServerInfo>,
+        rules: &Rules,
+        gateway: &Gateway,
+        silence: Duration,
+        now: Instant,
+    ) -> Self {
         Self {
+            flow_control: gateway.flow_control,
             server,
             // A gateway is what it is: it can not be paired by token any more.
             offered: Offered { authentication: false, ..rules.offered() },
@@ -120,6 +129,14 @@ impl GatewayControl {
         self.notify(CLIENT_DISCONNECTED, json!({ "socketAddress": address }));
     }
 
+    /// Tells the gateway that an app has taken this much of what was for it, if it wants to know.
+    pub fn client_received(&mut self, address: u16, bytes: usize) {
+        if self.flow_control {
+            let params = json!({ "socketAddress": address, "byteCount": bytes });
+            self.notify(CLIENT_RECEIVED, params);
+        }
+    }
+
     /// Takes what came of [`ControlAction::Disconnect`].
     pub fn disconnected(&mut self, request: i64, result: Result<(), TunnelProxyError>) {
         self.send(disconnect_response(request, result));
@@ -169,7 +186,7 @@ impl GatewayControl {
             }
             Ok(Call::Register(params)) => {
                 let error = TunnelProxyError::AlreadyRegistered;
-                self.send(registration_response(id, params.kind, Err(error)));
+                self.send(registration_response(id, params.kind, Err(error), None));
                 self.close(error.close());
             }
             Ok(Call::DisconnectClient { address }) => self.disconnect(id, address),

@@ -15,6 +15,7 @@ const RULES: Rules = Rules {
     tunnel_proxy: true,
     token_for_gateways: false,
     token_for_apps: false,
+    app_window: 4096,
 };
 
 struct Fixture {
@@ -25,8 +26,9 @@ struct Fixture {
 impl Fixture {
     fn new() -> Self {
         let now = Instant::now();
-        let server = ServerInfo { name: "test".into(), version: "1.2.3".into() };
-        Self { control: GatewayControl::new(Arc::new(server), &RULES, SILENCE, now), now }
+        let server = Arc::new(ServerInfo { name: "test".into(), version: "1.2.3".into() });
+        let gateway = Gateway { uuid: app().gateway, name: String::new(), flow_control: true };
+        Self { control: GatewayControl::new(server, &RULES, &gateway, SILENCE, now), now }
     }
 
     fn frame(&mut self, data: &str) -> Vec<ControlAction> {
@@ -71,6 +73,7 @@ fn the_notifications_are_counted() {
     let mut fixture = Fixture::new();
     fixture.control.client_connected(&app(), "2001:db8::1", 1);
     fixture.control.client_connected(&app(), "192.0.2.7", 0xFFFE);
+    fixture.control.client_received(0xFFFE, 4096);
     fixture.control.client_disconnected(1);
     assert_eq!(
         fixture.actions(),
@@ -82,7 +85,10 @@ fn the_notifications_are_counted() {
                 r#"{"id":2,"notification":"TunnelProxy.ClientConnected","params":{"clientName":"an \"app\"","clientPeerAddress":"192.0.2.7","clientUuid":"{aaaaaaaa-2222-3333-4444-555555555555}","socketAddress":65534}}"#
             ),
             send(
-                r#"{"id":3,"notification":"TunnelProxy.ClientDisconnected","params":{"socketAddress":1}}"#
+                r#"{"id":3,"notification":"TunnelProxy.ClientReceived","params":{"byteCount":4096,"socketAddress":65534}}"#
+            ),
+            send(
+                r#"{"id":4,"notification":"TunnelProxy.ClientDisconnected","params":{"socketAddress":1}}"#
             ),
         ]
     );

@@ -120,15 +120,20 @@ const METHODS: &[Method] = &[
         description: "Register this connection as a server, to which many clients can attach under \
             its serverUuid. On success everything behind the answer is SLIP in both directions: \
             frames of a socket address (16 bit, big-endian) and data, where address 0 is this \
-            server (JSON). If the registration is refused, the connection is closed.",
+            server (JSON). If the registration is refused, the connection is closed. With \
+            flowControl, clientWindow is what may be sent to each client before ClientReceived \
+            says that it was taken, in bytes; each frame (of at most 64 KiB) counts for its data \
+            and 128 bytes.",
         params: &[
             required("serverName", Type::String),
             required("serverUuid", Type::Uuid),
             optional(TOKEN, Type::String, None),
+            optional("flowControl", Type::Bool, None),
         ],
         returns: &[
             required("tunnelProxyError", TUNNEL_PROXY_ERROR),
             required("slipEnabled", Type::Bool),
+            optional("clientWindow", Type::UInt, None),
         ],
         call: |params| Call::Register(Register::gateway(params)),
     },
@@ -183,6 +188,7 @@ pub(crate) const ESTABLISHED_GENERATION_1: &str = "Tunnel.Established";
 pub(crate) const ESTABLISHED_GENERATION_2: &str = "RemoteProxy.TunnelEstablished";
 pub(crate) const CLIENT_CONNECTED: &str = "TunnelProxy.ClientConnected";
 pub(crate) const CLIENT_DISCONNECTED: &str = "TunnelProxy.ClientDisconnected";
+pub(crate) const CLIENT_RECEIVED: &str = "TunnelProxy.ClientReceived";
 
 const NOTIFICATIONS: &[Notification] = &[
     Notification {
@@ -218,6 +224,13 @@ const NOTIFICATIONS: &[Notification] = &[
         name: CLIENT_DISCONNECTED,
         description: "The client with this socketAddress has left. Sent to registered servers.",
         params: &[required("socketAddress", Type::UInt)],
+    },
+    Notification {
+        tunnel_proxy: true,
+        name: CLIENT_RECEIVED,
+        description: "The client with this socketAddress has taken byteCount more of what was sent \
+            to it, counted as for clientWindow. Sent to servers that registered with flowControl.",
+        params: &[required("socketAddress", Type::UInt), required("byteCount", Type::UInt)],
     },
 ];
 

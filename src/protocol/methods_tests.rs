@@ -101,7 +101,12 @@ fn the_tunnel_proxy_is_described() {
     let params = |method| &introspection["methods"][method]["params"];
     assert_eq!(
         *params("TunnelProxy.RegisterServer"),
-        json!({"serverName": "String", "serverUuid": "Uuid", "o:token": "String"})
+        json!({
+            "serverName": "String",
+            "serverUuid": "Uuid",
+            "o:token": "String",
+            "o:flowControl": "Bool"
+        })
     );
     assert_eq!(
         *params("TunnelProxy.RegisterClient"),
@@ -110,7 +115,11 @@ fn the_tunnel_proxy_is_described() {
     assert_eq!(*params("TunnelProxy.DisconnectClient"), json!({"socketAddress": "UInt"}));
     assert_eq!(
         introspection["methods"]["TunnelProxy.RegisterServer"]["returns"],
-        json!({"tunnelProxyError": "$ref:TunnelProxyError", "slipEnabled": "Bool"})
+        json!({
+            "tunnelProxyError": "$ref:TunnelProxyError",
+            "slipEnabled": "Bool",
+            "o:clientWindow": "UInt"
+        })
     );
     assert_eq!(
         introspection["notifications"]["TunnelProxy.ClientConnected"]["params"],

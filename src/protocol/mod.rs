@@ -28,9 +28,12 @@ pub use json_stream::{FramingError, JsonStream, MAX_REQUEST};
 pub use message::{Refusal, Request, notification, parse_request, request};
 pub use methods::{API_VERSION, API_VERSION_TUNNEL_PROXY, ServerInfo};
 pub(crate) use methods::{
-    CLIENT_CONNECTED, CLIENT_DISCONNECTED, ESTABLISHED_GENERATION_1, ESTABLISHED_GENERATION_2,
+    CLIENT_CONNECTED, CLIENT_DISCONNECTED, CLIENT_RECEIVED, ESTABLISHED_GENERATION_1,
+    ESTABLISHED_GENERATION_2,
 };
 pub use terms::{Action, Generation, Identity, Profile, Rules, Verdict};
 pub use text_or_binary::TextOrBinary;
 pub use token::{PairingKey, Token};
-pub use tunnel_proxy::{APP_ADDRESSES, App, Gateway, Role, TunnelProxyError, braced, parse_uuid};
+pub use tunnel_proxy::{
+    APP_ADDRESSES, App, FRAME_OVERHEAD, Gateway, Role, TunnelProxyError, braced, parse_uuid,
+};

@@ -32,7 +32,7 @@ fn uuid(text: &str) -> Uuid {
 }
 
 fn gateway() -> Role {
-    Role::Gateway(Gateway { uuid: uuid(ONE), name: "gateway".into() })
+    Role::Gateway(Gateway { uuid: uuid(ONE), name: "gateway".into(), flow_control: false })
 }
 
 fn app() -> Role {
@@ -64,6 +64,23 @@ fn a_gateway_registers() {
     assert!(fixture.endpoint.is_authenticated() && !fixture.endpoint.is_established());
     assert_eq!(fixture.endpoint.deadline(), None);
     assert_eq!(fixture.text("anything"), [], "no business of this state machine");
+}
+
+#[test]
+fn a_gateway_with_flow_control_is_told_its_window() {
+    let params = format!(r#""serverName":"gateway","serverUuid":"{ONE}","flowControl":true"#);
+    let mut fixture = fixture();
+    let actions = fixture.text(&call(3, "RegisterServer", &params));
+    let [Action::Register { role: Role::Gateway(gateway), .. }] = &actions[..] else {
+        panic!("{actions:?}")
+    };
+    assert!(gateway.flow_control);
+    assert_eq!(
+        fixture.registered(Ok(())),
+        [send(
+            r#"{"id":3,"status":"success","params":{"clientWindow":4096,"slipEnabled":true,"tunnelProxyError":"TunnelProxyErrorNoError"}}"#
+        )]
+    );
 }
 
 #[test]

@@ -73,6 +73,10 @@ pub struct Rules {
     pub token_for_gateways: bool,
     /// Whether who registers as an app must show a token.
     pub token_for_apps: bool,
+    /// What a gateway with flow control may send to each app before it hears that it was taken: in
+    /// bytes, where each frame counts for [`FRAME_OVERHEAD`](super::FRAME_OVERHEAD) besides its
+    /// data.
+    pub app_window: u32,
 }
 
 impl Rules {

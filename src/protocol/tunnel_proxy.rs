@@ -29,7 +29,13 @@ pub struct Gateway {
     pub uuid: Uuid,
     /// As the gateway wrote it.
     pub name: String,
+    /// It sends to each app no more than fits into a window, and wants to hear when there is room
+    /// again. An extension of this server: the public releases know nothing of it.
+    pub flow_control: bool,
 }
+
+/// What a frame counts for in a window besides its data, in bytes.
+pub const FRAME_OVERHEAD: usize = 128;
 
 /// What an app says of itself. Nobody vouches for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -131,14 +137,19 @@ pub fn braced(uuid: Uuid) -> String {
 }
 
 /// The answer to `RegisterServer` or `RegisterClient`. Status is `success`, whatever came of it.
+/// The window is told to gateways with flow control.
 pub(super) fn registration_response(
     request: i64,
     kind: RoleKind,
     result: Result<(), TunnelProxyError>,
+    window: Option<u32>,
 ) -> String {
     let mut params = json!({ "tunnelProxyError": label_of(result) });
     if kind == RoleKind::Gateway {
         params["slipEnabled"] = result.is_ok().into();
+    }
+    if let Some(window) = window {
+        params["clientWindow"] = window.into();
     }
     success_response(request, Some(params))
 }

@@ -131,7 +131,7 @@ impl Shared {
     }
 
     fn rules(&self, listener: &Listener) -> Rules {
-        let TunnelProxy { enabled, token, .. } = self.tunnel_proxy;
+        let TunnelProxy { enabled, token, backlog, .. } = self.tunnel_proxy;
         Rules {
             inactivity: self.timeouts.inactivity,
             authentication: self.timeouts.authentication,
@@ -140,6 +140,8 @@ impl Shared {
             tunnel_proxy: enabled.unwrap_or(listener.is_local),
             token_for_gateways: token.gateways(),
             token_for_apps: token.apps(),
+            // Not all of the backlog, which is also for what does not count as it should.
+            app_window: u32::try_from(backlog / 2).unwrap_or(u32::MAX),
         }
     }
 }

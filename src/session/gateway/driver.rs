@@ -128,9 +128,6 @@ impl<'a> Driver<'a> {
         if let Poll::Ready(end) = self.leg.poll_health(cx) {
             return Poll::Ready(Over::Ended(end));
         }
-        if self.last && self.apps.is_empty() {
-            self.control.close(Close::Draining);
-        }
         for _ in 0..STEPS_PER_POLL {
             let moved = self.poll_out(cx).and_then(|out| Ok(out | self.poll_in(cx)?));
             match moved {
@@ -203,6 +200,9 @@ impl<'a> Driver<'a> {
 
     /// Makes frames of what there is, as long as there is room for them.
     fn fill(&mut self) {
+        if self.last && self.apps.is_empty() {
+            self.control.close(Close::Draining);
+        }
         while self.out.len() < BLOCK && self.closing.is_none() {
             if let Some(action) = self.control.poll_action() {
                 self.act(action);
@@ -249,6 +249,9 @@ impl<'a> Driver<'a> {
 
     fn take_turn(&mut self, address: u16) {
         let Some(app) = self.apps.get(&address) else { return };
+        if let Some(bytes) = app.lane.take_taken(self.hub.backlog()) {
+            self.control.client_received(address, bytes);
+        }
         let mut taken = 0;
         while taken < TURN {
             match app.lane.take_up() {

@@ -9,12 +9,15 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 
-use crate::protocol::Close;
+use crate::protocol::{Close, FRAME_OVERHEAD};
 
 /// An app is told to wait when more than this many bytes of it wait for its gateway.
 const UP_LIMIT: usize = 128 * 1024;
+/// The gateway is told what an app has taken when that is as large a part of the backlog: a quarter
+/// of its window.
+const TOLD_PER_BACKLOG: usize = 8;
 /// What each piece counts for besides its payload.
-const OVERHEAD: usize = 128;
+const OVERHEAD: usize = FRAME_OVERHEAD;
 
 /// See the module.
 #[derive(Default)]
@@ -35,6 +38,8 @@ struct Down {
     end: Option<Goodbye>,
     /// The gateway's task waits until there is room.
     gateway_waits: bool,
+    /// What the app has taken, and the gateway does not know of.
+    taken: usize,
     /// The app's task, which waits for data.
     app: Option<Waker>,
 }
@@ -102,7 +107,7 @@ pub(super) enum Pushed {
 pub(super) enum Up {
     /// Data of the app; whether there is more will show.
     Data(Bytes),
-    /// Nothing now. The gateway will be told when there is.
+    /// Nothing now. The gateway will be told when there is, or when the app has taken much.
     Nothing,
     /// The app is gone, and all it had sent has been taken.
     Gone,
@@ -171,6 +176,12 @@ impl Lane {
         wake(state, |state| state.up.app.take());
     }
 
+    /// What the app has taken since this was asked last, if that is worth telling the gateway.
+    pub(super) fn take_taken(&self, backlog: usize) -> Option<usize> {
+        let taken = &mut self.lock().down.taken;
+        (*taken >= backlog / TOLD_PER_BACKLOG).then(|| std::mem::take(taken))
+    }
+
     /// The app's task takes what is for it.
     pub(super) fn poll_down(
         &self,
@@ -183,7 +194,10 @@ impl Lane {
             if tell {
                 state.down.gateway_waits = false;
             }
-            return Poll::Ready(Ok(Below { data, tell }));
+            state.down.taken += data.len() + OVERHEAD;
+            let announce = state.down.taken >= backlog / TOLD_PER_BACKLOG
+                && !std::mem::replace(&mut state.up.announced, true);
+            return Poll::Ready(Ok(Below { data, tell, announce }));
         }
         if let Some(why) = state.down.end {
             return Poll::Ready(Err(why));
@@ -247,6 +261,8 @@ pub(super) struct Below {
     pub(super) data: Bytes,
     /// The gateway's task is to be told that there is room.
     pub(super) tell: bool,
+    /// The gateway is to be told how much was taken.
+    pub(super) announce: bool,
 }
 
 /// Wakes a task without holding the lock.

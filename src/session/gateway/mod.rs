@@ -26,7 +26,7 @@ use super::{Party, Shared};
 use crate::observability::metrics::Stage;
 use crate::observability::trace::Ended;
 use crate::observability::{EventKind, Telemetry};
-use crate::protocol::{Close, GatewayControl};
+use crate::protocol::{Close, GatewayControl, Role};
 use crate::relay::close_leg;
 use crate::transport::End;
 
@@ -81,7 +81,10 @@ async fn drive(party: &mut Party, hub: &Arc<Hub>, place: &Place, shared: &Arc<Sh
     let silence = shared.tunnel_proxy.inactivity;
     let server = Arc::clone(&shared.server);
     let rules = party.endpoint.rules();
-    let control = GatewayControl::new(server, rules, silence, Instant::now());
+    let Some(Role::Gateway(gateway)) = party.endpoint.role() else {
+        return Over::Closed(Close::Fault);
+    };
+    let control = GatewayControl::new(server, rules, gateway, silence, Instant::now());
     let metrics = &shared.telemetry.metrics;
     let mut driver = Driver::new(&mut *party.leg, Arc::clone(hub), control, metrics);
     let (unwanted, patience) = (hub.record.is_unwanted(), shared.timeouts.close);

@@ -42,8 +42,10 @@ impl Leg for GatewayPort {
             return Poll::Ready(Err(End::Left));
         }
         Poll::Ready(match ready!(self.lane.poll_down(cx, self.hub.backlog())) {
-            Ok(Below { data, tell }) => {
-                if tell {
+            Ok(Below { data, tell, announce }) => {
+                if announce {
+                    self.hub.announce(self.address);
+                } else if tell {
                     self.hub.nudge();
                 }
                 Ok(Chunk::stream(data))

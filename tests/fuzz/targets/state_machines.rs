@@ -43,6 +43,7 @@ pub(crate) fn run(input: &[u8]) {
         tunnel_proxy: switches & 1 == 0,
         token_for_gateways: switches & 2 != 0,
         token_for_apps: switches & 4 != 0,
+        app_window: 1,
     };
     let is_stream = switches & 8 != 0;
     let server = Arc::new(ServerInfo { name: "name".into(), version: "1".into() });
@@ -55,7 +56,7 @@ pub(crate) fn run(input: &[u8]) {
         if let Some(Role::Gateway(gateway)) = endpoint.role() {
             assert!(greeter.is_gateway());
             assert_eq!(gateway.uuid, UUID);
-            let control = GatewayControl::new(server, &rules, SILENCE, script.now);
+            let control = GatewayControl::new(server, &rules, gateway, SILENCE, script.now);
             let model = Control::new(rules, script.now);
             return converse(&mut script, control, model);
         }
