@@ -1,5 +1,8 @@
 //! When to ping an endpoint, and when to give it up. Pure: the time is an argument.
 
+use std::ops::Range;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::protocol::Close;
@@ -15,12 +18,25 @@ pub struct Patience {
 
 /// Pings that may stay unanswered.
 const MISSED_PONGS: u32 = 2;
+/// Ticks of all endpoints fall on multiples of this, so that one awakening of the node serves those
+/// that are due, and not each its own: with many idle endpoints, most of their cost.
+const BEAT_MS: u64 = 100;
+/// When the beat began.
+static FIRST_BEAT: LazyLock<Instant> = LazyLock::new(Instant::now);
+/// The last beat at which some endpoint ticked, counted from the first one: a clock that costs
+/// nothing to read, and goes only while there is anything to do.
+static LAST_BEAT: AtomicU64 = AtomicU64::new(0);
+/// The part of an interval by which a tick may come earlier when its task is awake anyway, as for the
+/// other end of the tunnel: the two keep in step from then on.
+const EARLY: u64 = 4;
 
 /// What is known of one endpoint's liveliness.
 #[derive(Debug)]
 pub(super) struct Keepalive {
     patience: Patience,
     next_tick: Instant,
+    /// The beat from which on the next tick may be made.
+    may_tick: u64,
     heard: bool,
     /// Whether everything that came has been read: only then does silence mean anything.
     caught_up: bool,
@@ -39,18 +55,19 @@ pub(super) enum Tick {
 
 impl Keepalive {
     pub(super) fn new(patience: Patience, now: Instant) -> Self {
-        // Jitter, so that connections opened together are not pinged together forever.
-        let next_tick = now + patience.ping_interval.mul_f64(rand::random_range(0.5..1.0));
-        let heard = true;
-        Self {
+        let mut keepalive = Self {
             patience,
-            next_tick,
-            heard,
+            next_tick: now,
+            may_tick: 0,
+            heard: true,
             caught_up: false,
             blocked_since: None,
             unanswered: 0,
             probed_until: None,
-        }
+        };
+        // Jitter, so that connections opened together are not pinged together forever.
+        keepalive.tick_again(now, 0.5..1.0);
+        keepalive
     }
 
     /// Something came in.
@@ -58,6 +75,17 @@ impl Keepalive {
         self.heard = true;
         self.caught_up = false;
         self.probed_until = None;
+    }
+
+    /// A pong came in. A ping that was answered leaves the endpoint in peace for two intervals: at the
+    /// end of the first one there would be nothing to do. True if that changed the deadline.
+    pub(super) fn answered(&mut self, now: impl FnOnce() -> Instant) -> bool {
+        let awaited = std::mem::take(&mut self.unanswered) > 0;
+        if awaited {
+            self.heard = false;
+            self.tick_again(now(), 1.8..2.0);
+        }
+        awaited
     }
 
     /// Something must be heard until then, and the caller is to ping for it; false if that would
@@ -89,6 +117,16 @@ impl Keepalive {
         }
     }
 
+    /// Whether [`Keepalive::tick`] may be called before it is due.
+    pub(super) fn may_tick(&self) -> bool {
+        LAST_BEAT.load(Ordering::Relaxed) >= self.may_tick
+    }
+
+    /// Tells all others of the time at which this one ticks.
+    pub(super) fn beat(now: Instant) {
+        LAST_BEAT.fetch_max(beats_until(now), Ordering::Relaxed);
+    }
+
     /// When [`Keepalive::tick`] is due.
     pub(super) fn deadline(&self) -> Instant {
         let stalled_at = self.blocked_since.map(|since| since + self.patience.stalled);
@@ -107,10 +145,10 @@ impl Keepalive {
                 return Tick::GiveUp(Close::Unresponsive);
             }
         }
-        if now < self.next_tick {
+        if beats_until(now) < self.may_tick {
             return Tick::Nothing;
         }
-        self.next_tick = now + self.patience.ping_interval.mul_f64(rand::random_range(0.9..1.0));
+        self.tick_again(now, 0.9..1.0);
         if std::mem::take(&mut self.heard) {
             self.unanswered = 0;
             return Tick::Nothing;
@@ -126,6 +164,21 @@ impl Keepalive {
         self.unanswered += 1;
         Tick::Ping
     }
+
+    /// The next tick comes after so many intervals.
+    fn tick_again(&mut self, now: Instant, intervals: Range<f64>) {
+        let interval = self.patience.ping_interval;
+        let beat = beats_until(now + interval.mul_f64(rand::random_range(intervals)));
+        self.next_tick = *FIRST_BEAT + Duration::from_millis(beat * BEAT_MS);
+        let early = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX) / EARLY / BEAT_MS;
+        self.may_tick = beat.saturating_sub(early);
+    }
+}
+
+/// How many whole beats there are from the first one until then.
+fn beats_until(then: Instant) -> u64 {
+    let since = then.saturating_duration_since(*FIRST_BEAT).as_millis();
+    u64::try_from(since).unwrap_or(u64::MAX) / BEAT_MS
 }
 
 #[cfg(test)]
@@ -165,6 +218,21 @@ mod tests {
     }
 
     #[test]
+    fn all_tick_on_the_same_beat() {
+        let start = Instant::now();
+        let early = Duration::from_millis(9_900)..PATIENCE.ping_interval;
+        for wait in [0, 7, 1234].map(Duration::from_millis) {
+            let mut keepalive = Keepalive::new(PATIENCE, start + wait);
+            assert!(early.contains(&(keepalive.deadline() - (start + wait))));
+            for _ in 0..3 {
+                let since = keepalive.deadline() - *FIRST_BEAT;
+                assert_eq!(since.as_nanos() % Duration::from_millis(BEAT_MS).as_nanos(), 0);
+                keepalive.tick(keepalive.deadline());
+            }
+        }
+    }
+
+    #[test]
     fn a_pong_starts_the_count_again() {
         let start = Instant::now();
         let mut keepalive = Keepalive::new(PATIENCE, start);
@@ -200,6 +268,36 @@ mod tests {
         assert_eq!(keepalive.tick(start + within), Tick::Nothing);
         keepalive.set_blocked(true, || start);
         assert!(!keepalive.probe(start + within));
+    }
+
+    #[test]
+    fn an_answered_ping_leaves_it_in_peace_for_two_intervals() {
+        let start = Instant::now();
+        let mut keepalive = Keepalive::new(PATIENCE, start);
+        keepalive.caught_up();
+        assert_eq!(keepalive.tick(keepalive.deadline()), Tick::Nothing);
+        let pinged = keepalive.deadline();
+        assert_eq!(keepalive.tick(pinged), Tick::Ping);
+        keepalive.heard();
+        assert!(keepalive.answered(|| pinged));
+        keepalive.caught_up();
+        assert!(keepalive.deadline() - pinged >= PATIENCE.ping_interval.mul_f64(1.75));
+        assert_eq!(keepalive.tick(keepalive.deadline()), Tick::Ping);
+        // Nobody asked for this one.
+        keepalive.answered(|| pinged);
+        assert!(!keepalive.answered(|| unreachable!("it costs no look at the clock")));
+    }
+
+    #[test]
+    fn it_may_tick_early_but_not_much() {
+        let start = Instant::now();
+        let mut keepalive = Keepalive::new(PATIENCE, start);
+        let due = keepalive.deadline();
+        let before = |part| start + (due - start).saturating_sub(PATIENCE.ping_interval / part);
+        keepalive.tick(before(3));
+        assert_eq!(keepalive.deadline(), due);
+        keepalive.tick(before(5));
+        assert!(keepalive.deadline() > due);
     }
 
     #[test]

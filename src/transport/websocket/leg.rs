@@ -197,7 +197,12 @@ impl<W: Wire> Leg for WebSocketLeg<W> {
                     self.ping = Some(Bytes::copy_from_slice(&payload));
                     let _shows_later = self.poll_drain(cx);
                 }
-                Ok(Event::Pong) => {}
+                Ok(Event::Pong) => {
+                    if self.keepalive.answered(Instant::now) {
+                        let due = self.due().into();
+                        self.timer.as_mut().reset(due);
+                    }
+                }
                 Ok(Event::Close(code)) => return Poll::Ready(Err(self.answer_goodbye(cx, code))),
                 Err(end) => return Poll::Ready(Err(end)),
             }
@@ -240,8 +245,11 @@ impl<W: Wire> Leg for WebSocketLeg<W> {
             if due < self.timer.deadline() {
                 self.timer.as_mut().reset(due);
             }
-            ready!(self.timer.poll_unpin(cx));
+            if !self.keepalive.may_tick() {
+                ready!(self.timer.poll_unpin(cx));
+            }
             let now = Instant::now();
+            Keepalive::beat(now);
             if self.answer_by.is_some_and(|due| now >= due) {
                 self.answer_by = None;
                 if self.wire.is_unanswered() {
