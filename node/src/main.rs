@@ -16,6 +16,7 @@ use clap::Parser;
 use nymea_remoteproxy::config::Config;
 use nymea_remoteproxy::node::{LocalAddr, Node, Prepared};
 use nymea_remoteproxy::observability::LogControl;
+use tikv_jemallocator::Jemalloc;
 use tokio::runtime::Runtime;
 use tracing::{info, warn};
 
@@ -25,6 +26,11 @@ use signals::Signals;
 
 /// File descriptors that are no connections: listeners, logs, questions to other servers.
 const SPARE_FILES: u64 = 100;
+
+/// Gives memory back to the system within seconds, from a thread of its own; glibc's keeps what many
+/// connections have used until it is needed again.
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 fn main() -> ExitCode {
     match run(&Flags::parse()) {
