@@ -42,3 +42,24 @@ impl Chunk {
         Self { kind: Kind::Stream, data: data.into(), last: false }
     }
 }
+
+/// Payload that will wait in a queue. It keeps the whole block in which it was read: a queue full of
+/// small pieces would keep far more memory than its limit counts, so those of fewer bytes than
+/// `small` are copied.
+pub(crate) fn without_its_block(data: Bytes, small: usize) -> Bytes {
+    if data.len() < small { Bytes::copy_from_slice(&data) } else { data }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_payload_does_not_keep_the_block_it_came_in() {
+        let block = Bytes::from(vec![7; 64 * 1024]);
+        let within = |data: &Bytes| block.as_ptr_range().contains(&data.as_ptr());
+        let small = without_its_block(block.slice(..999), 1000);
+        assert!(!within(&small) && small == block[..999]);
+        assert!(within(&without_its_block(block.slice(..1000), 1000)));
+    }
+}

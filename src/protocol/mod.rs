@@ -20,6 +20,7 @@ mod text_or_binary;
 mod token;
 mod tunnel_proxy;
 
+pub(crate) use chunk::without_its_block;
 pub use chunk::{Chunk, Kind};
 pub use close::Close;
 pub use endpoint::Endpoint;

@@ -26,8 +26,8 @@ const TURN: usize = 16 * 1024;
 /// Frames and messages handled in one go; other tasks of this thread get their turn behind them.
 const STEPS_PER_POLL: usize = 64;
 /// An app whose backlog is full must take half of it within this time, for which the gateway is
-/// not read. It keeps apps alive that are a little slower than their gateway, and costs the others
-/// no more than this once.
+/// not read. So an app that takes 2 MiB/s (by default) slows its gateway down as any reader does its
+/// writer; one that takes less is closed, and has cost the others no more than this.
 const GRACE: Duration = Duration::from_millis(250);
 /// When there is nothing to wait for.
 const FAR_AWAY: Duration = Duration::from_hours(1);

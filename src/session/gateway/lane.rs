@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 
-use crate::protocol::{Close, FRAME_OVERHEAD};
+use crate::protocol::{Close, FRAME_OVERHEAD, without_its_block};
 
 /// An app is told to wait when more than this many bytes of it wait for its gateway.
 const UP_LIMIT: usize = 128 * 1024;
@@ -18,6 +18,8 @@ const UP_LIMIT: usize = 128 * 1024;
 const TOLD_PER_BACKLOG: usize = 8;
 /// What each piece counts for besides its payload.
 const OVERHEAD: usize = FRAME_OVERHEAD;
+/// Payload of fewer bytes is copied before it waits.
+const SMALL: usize = 8 * 1024;
 
 /// See the module.
 #[derive(Default)]
@@ -76,6 +78,7 @@ struct Queue {
 
 impl Queue {
     fn push(&mut self, piece: Bytes) {
+        let piece = without_its_block(piece, SMALL);
         self.size += piece.len() + OVERHEAD;
         self.pieces.push_back(piece);
     }
