@@ -254,6 +254,27 @@ async fn a_uuid_is_registered_once_in_one_role() {
 }
 
 #[tokio::test]
+async fn operators_see_gateways_with_their_apps_and_can_end_them() {
+    let node = node();
+    let (mut gateway, mut app, address) = gateway_with_app(&node).await;
+    app.send(Message::binary("12345")).await;
+    gateway.event().await;
+    let url = format!("http://{}/api/v1/gateways", node.admin_addr().expect("an admin listener"));
+    let client = reqwest::Client::new();
+    let answer = soon("an answer", client.get(&url).send()).await.expect("an answer");
+    let list: serde_json::Value =
+        serde_json::from_str(&answer.text().await.expect("a text")).expect("JSON");
+    assert_eq!((&list["total"], &list["gateways"][0]["name"]), (&json!(1), &json!("gateway")));
+    let listed = &list["gateways"][0]["apps"][0];
+    assert_eq!((&listed["socket_address"], &listed["received"]), (&json!(address), &json!(5)));
+    let id = list["gateways"][0]["id"].as_str().expect("an id");
+    let ended = client.delete(format!("{url}/{id}")).send();
+    assert_eq!(soon("an answer", ended).await.expect("an answer").status(), 202);
+    app.closed_with(1001).await;
+    gateway.endpoint.closed_with(1001).await;
+}
+
+#[tokio::test]
 async fn off_there_is_no_tunnel_proxy() {
     let node = node_with(|config| config.tunnel_proxy.enabled = Some(false));
     let mut endpoint = Endpoint::connect(&node).await;

@@ -12,7 +12,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::sse::{Event as Sent, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use axum::{Extension, Json, Router};
 use futures_util::stream::{self, Stream, StreamExt};
 use tokio::sync::Semaphore;
@@ -21,6 +21,7 @@ use tracing::info;
 use utoipa::OpenApi;
 
 use super::Admin;
+use super::gateways::{close_gateway, gateways};
 use super::history::History;
 use super::model::{
     Accepted, Cluster, EventQuery, Events, Happened, LogLevel, Member, NodeState, Problem, Tunnel,
@@ -61,6 +62,8 @@ const STATUS_PAGE: &str = include_str!("status.html");
         tunnels,
         tunnel,
         close_tunnel,
+        super::gateways::gateways,
+        super::gateways::close_gateway,
         log_level,
         set_log_level,
         events,
@@ -71,13 +74,13 @@ const STATUS_PAGE: &str = include_str!("status.html");
 struct Document;
 
 /// What the handlers share.
-struct App {
-    admin: Arc<Admin>,
+pub(super) struct App {
+    pub(super) admin: Arc<Admin>,
     history: Arc<History>,
     streams: Arc<Semaphore>,
 }
 
-type Shared = State<Arc<App>>;
+pub(super) type Shared = State<Arc<App>>;
 
 /// All paths.
 pub(super) fn router(admin: Arc<Admin>, history: Arc<History>) -> Router {
@@ -93,6 +96,8 @@ pub(super) fn router(admin: Arc<Admin>, history: Arc<History>) -> Router {
         .route("/api/v1/cluster", get(cluster))
         .route("/api/v1/tunnels", get(tunnels))
         .route("/api/v1/tunnels/{id}", get(tunnel).delete(close_tunnel))
+        .route("/api/v1/gateways", get(gateways))
+        .route("/api/v1/gateways/{id}", delete(close_gateway))
         .route("/api/v1/log-level", get(log_level).put(set_log_level))
         .route("/api/v1/events", get(events))
         .route("/api/v1/stream", get(follow))
@@ -133,7 +138,7 @@ async fn guard(
     response
 }
 
-fn problem(status: StatusCode, error: impl Into<String>) -> Response {
+pub(super) fn problem(status: StatusCode, error: impl Into<String>) -> Response {
     (status, Json(Problem { error: error.into() })).into_response()
 }
 

@@ -2,12 +2,13 @@
 //! it should get clients (`/readyz`), its `/metrics`, an API (`/api/v1`, described by
 //! `/api/v1/openapi.json`), and a status page (`/`) for people.
 //!
-//! `access` decides who may ask what, `api` answers, `model` is what the answers look like, and
+//! `access` decides who may ask what, `api` and `gateways` answer, `model` is what the answers look like, and
 //! `history` remembers the last minutes for the page. How a node is made of its parts is not
 //! known here: [`Admin`] is all there is to ask.
 
 mod access;
 mod api;
+mod gateways;
 mod history;
 mod model;
 mod server;
