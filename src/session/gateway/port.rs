@@ -71,6 +71,10 @@ impl Leg for GatewayPort {
     }
 
     fn poll_health(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        if self.left {
+            // A gateway cannot be told that an app still reads: to it, the app is gone.
+            return Poll::Ready(End::Left);
+        }
         self.lane.poll_end(cx).map(end)
     }
 
@@ -78,8 +82,9 @@ impl Leg for GatewayPort {
         // There are no messages.
     }
 
-    fn send_close(&mut self, _cx: &mut Context<'_>, _close: Close) {
+    fn send_close(&mut self, cx: &mut Context<'_>, _close: Close) {
         self.leave();
+        cx.waker().wake_by_ref();
     }
 
     fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<()> {
