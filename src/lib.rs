@@ -9,6 +9,9 @@
 //!              Socket, TCP   protocol    valid?   has this key?  bytes
 //! ```
 //!
+//! Gateways and their apps go the same way until they are registered: the directory of
+//! [`rendezvous`] knows their UUIDs, and a gateway's [`session`] shares its one stream among them.
+//!
 //! [`node`] wires them together; [`client`] is the other end of the wire, for programs that want
 //! to be an endpoint.
 
