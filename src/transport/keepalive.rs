@@ -145,7 +145,7 @@ impl Keepalive {
                 return Tick::GiveUp(Close::Unresponsive);
             }
         }
-        if beats_until(now) < self.may_tick {
+        if now < self.next_tick && beats_until(now) < self.may_tick {
             return Tick::Nothing;
         }
         self.tick_again(now, 0.9..1.0);
@@ -168,9 +168,15 @@ impl Keepalive {
     /// The next tick comes after so many intervals.
     fn tick_again(&mut self, now: Instant, intervals: Range<f64>) {
         let interval = self.patience.ping_interval;
-        let beat = beats_until(now + interval.mul_f64(rand::random_range(intervals)));
-        self.next_tick = *FIRST_BEAT + Duration::from_millis(beat * BEAT_MS);
+        let due = now + interval.mul_f64(rand::random_range(intervals));
         let early = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX) / EARLY / BEAT_MS;
+        if early == 0 {
+            // So short that beats would be too coarse for it.
+            (self.next_tick, self.may_tick) = (due, u64::MAX);
+            return;
+        }
+        let beat = beats_until(due);
+        self.next_tick = *FIRST_BEAT + Duration::from_millis(beat * BEAT_MS);
         self.may_tick = beat.saturating_sub(early);
     }
 }
@@ -286,6 +292,15 @@ mod tests {
         // Nobody asked for this one.
         keepalive.answered(|| pinged);
         assert!(!keepalive.answered(|| unreachable!("it costs no look at the clock")));
+    }
+
+    #[test]
+    fn short_intervals_are_kept_and_not_rounded() {
+        let start = Instant::now();
+        let ping_interval = Duration::from_millis(50);
+        let keepalive = Keepalive::new(Patience { ping_interval, ..PATIENCE }, start);
+        assert!(keepalive.deadline() >= start + ping_interval / 2);
+        assert!(!keepalive.may_tick());
     }
 
     #[test]
