@@ -55,8 +55,10 @@ pub(super) struct BridgeLeg {
     incoming: Option<Streaming<Frame>>,
     /// How long the other node may take nothing, and how long its last data may take.
     stalled: Duration,
-    blocked: bool,
+    blocked: Option<Instant>,
+    /// Rings when `blocked` may have lasted for too long.
     timer: Pin<Box<Sleep>>,
+    armed: bool,
     said_goodbye: bool,
     /// The other node knows that an endpoint may end one direction alone.
     knows_finished: bool,
@@ -84,8 +86,9 @@ impl BridgeLeg {
             outbox,
             incoming: Some(incoming),
             stalled,
-            blocked: false,
+            blocked: None,
             timer: Box::pin(sleep_until(Instant::now())),
+            armed: false,
             said_goodbye: false,
             knows_finished: false,
             heard_end: false,
@@ -124,15 +127,20 @@ impl BridgeLeg {
         poll: impl FnOnce(&Outbox, &mut Context<'_>) -> Poll<Result<(), ()>>,
     ) -> Poll<Result<(), End>> {
         let polled = poll(&self.outbox, cx);
-        let blocked = polled.is_pending();
-        if blocked && !self.blocked {
-            self.timer.as_mut().reset(Instant::now() + self.stalled);
-            // Polled here, as nothing else may wake this task in time.
-            if self.timer.poll_unpin(cx).is_ready() {
-                cx.waker().wake_by_ref();
+        if polled.is_ready() {
+            self.blocked = None;
+        } else if self.blocked.is_none() {
+            let now = Instant::now();
+            self.blocked = Some(now);
+            // Left to ring for nothing: setting it each time would cost more. Polled here, as
+            // nothing else may wake this task in time.
+            if !std::mem::replace(&mut self.armed, true) {
+                self.timer.as_mut().reset(now + self.stalled);
+                if self.timer.poll_unpin(cx).is_ready() {
+                    cx.waker().wake_by_ref();
+                }
             }
         }
-        self.blocked = blocked;
         polled.map_err(|()| lost("the bridge has ended"))
     }
 }
@@ -199,8 +207,14 @@ impl Leg for BridgeLeg {
 
     fn poll_health(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         // A node that is silent is noticed by the keepalive of the connection.
-        if self.blocked && self.timer.poll_unpin(cx).is_ready() {
-            return Poll::Ready(End::Fault(Close::Stalled));
+        while self.armed && self.timer.poll_unpin(cx).is_ready() {
+            match self.blocked.map(|since| since + self.stalled) {
+                Some(until) if until <= Instant::now() => {
+                    return Poll::Ready(End::Fault(Close::Stalled));
+                }
+                Some(until) => self.timer.as_mut().reset(until),
+                None => self.armed = false,
+            }
         }
         if self.heard_end {
             let end = end_of(ready!(self.poll_frame(cx)));
