@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+#[cfg(doc)]
+use super::Endpoint;
 use super::methods::Offered;
 use super::tunnel_proxy::Role;
 use super::{Close, PairingKey, Token};
