@@ -73,7 +73,7 @@ END
 make_rust() {
   cat >"$work/Dockerfile" <<END
 FROM $debian
-RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev \
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev make \
     && rm -rf /var/lib/apt/lists/*
 ENV CARGO_HOME=/usr/local/cargo
 ADD toolchain.tar /usr/local/
