@@ -34,6 +34,7 @@ pub struct Gateway {
     connector: Connector,
     uuid: Uuid,
     token: Option<Token>,
+    flow_control: bool,
     limits: Limits,
 }
 
@@ -46,13 +47,21 @@ impl Gateway {
             ping: Duration::from_secs(30),
             silence: Duration::from_secs(75),
         };
-        Self { connector, uuid, token: None, limits }
+        Self { connector, uuid, token: None, flow_control: true, limits }
     }
 
     /// Shows this token, for proxies that demand one.
     #[must_use]
     pub fn token(mut self, token: Token) -> Self {
         self.token = Some(token);
+        self
+    }
+
+    /// Whether the proxy is asked for a window for each app. Default true. Without one, as with
+    /// servers that do not know of it, an app that takes its data too slowly is closed.
+    #[must_use]
+    pub fn flow_control(mut self, wanted: bool) -> Self {
+        self.flow_control = wanted;
         self
     }
 
@@ -93,6 +102,9 @@ impl Gateway {
         let (name, _) = self.connector.name_and_uuid();
         let mut params = json!({ "serverName": name, "serverUuid": braced(self.uuid) });
         let plain = params.clone();
+        if !self.flow_control {
+            return self.call(plain).await;
+        }
         params["flowControl"] = true.into();
         match self.call(params).await {
             // Servers of other makers do not know of it.

@@ -49,7 +49,9 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let node = node::Started::new().await?;
     let connector = Connector::new(&node.url)?.name("bench").insecure();
     let uuid = Uuid::new_v4();
-    let mut apps = Gateway::new(connector.clone(), uuid).register().await?;
+    // As gateways are that do not know of windows: those cannot be held up by an app at all.
+    let gateway = Gateway::new(connector.clone(), uuid).flow_control(false);
+    let mut apps = gateway.register().await?;
     let app = App::new(connector, uuid);
     let mut flood = Flood { received: Arc::default(), tasks: JoinSet::new() };
     for _ in 0..options.live {
