@@ -1,0 +1,136 @@
+//! What is counted and timed, with names and descriptions.
+
+use opentelemetry::metrics::{Counter, Histogram, Meter, UpDownCounter};
+
+/// Times of single steps, in seconds.
+const STEPS: [f64; 16] = [
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+    60.0,
+];
+/// Times of waits and tunnels, in seconds.
+const STAYS: [f64; 8] = [0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 21_600.0, 86_400.0];
+/// One of each.
+pub(super) struct Instruments {
+    pub(super) connections: UpDownCounter<i64>,
+    pub(super) accepted: Counter<u64>,
+    pub(super) refused: Counter<u64>,
+    pub(super) handshakes_failed: Counter<u64>,
+    pub(super) closed: Counter<u64>,
+    pub(super) tunnels: UpDownCounter<i64>,
+    pub(super) tunnels_established: Counter<u64>,
+    pub(super) tunnels_closed: Counter<u64>,
+    pub(super) tunnel_duration: Histogram<f64>,
+    pub(super) setup_duration: Histogram<f64>,
+    pub(super) wait_duration: Histogram<f64>,
+    pub(super) authentication_duration: Histogram<f64>,
+    pub(super) redis_duration: Histogram<f64>,
+    pub(super) bridge_streams_in: UpDownCounter<i64>,
+    pub(super) bridge_round_trip: Histogram<f64>,
+    pub(super) bridge_calls: Counter<u64>,
+    pub(super) gateways_closed: Counter<u64>,
+    pub(super) gateway_duration: Histogram<f64>,
+    pub(super) registrations: Counter<u64>,
+    pub(super) probes: Counter<u64>,
+    pub(super) backlogs_full: Counter<u64>,
+    pub(super) frames_broken: Counter<u64>,
+    pub(super) loop_lag: Histogram<f64>,
+    pub(super) spans_recorded: Counter<u64>,
+    pub(super) spans_exported: Counter<u64>,
+}
+
+impl Instruments {
+    /// All at zero.
+    pub(super) fn new(meter: &Meter) -> Self {
+        let level = |name, text| meter.i64_up_down_counter(name).with_description(text).build();
+        let count = |name, text| meter.u64_counter(name).with_description(text).build();
+        let times = |name, text, bounds: &[f64]| {
+            let histogram = meter.f64_histogram(name).with_unit("s").with_description(text);
+            histogram.with_boundaries(bounds.to_vec()).build()
+        };
+        Self {
+            connections: level("remoteproxy.connections", "Connections of clients"),
+            accepted: count("remoteproxy.connections.accepted", "Connections that came"),
+            refused: count("remoteproxy.connections.refused", "Connections without room"),
+            handshakes_failed: count(
+                "remoteproxy.handshakes.failed",
+                "Connections that did not get through TLS or the upgrade",
+            ),
+            closed: count(
+                "remoteproxy.connections.closed",
+                "Connections that ended without having had a tunnel",
+            ),
+            tunnels: level("remoteproxy.tunnels", "Tunnels that stand"),
+            tunnels_established: count("remoteproxy.tunnels.established", "Tunnels that began"),
+            tunnels_closed: count("remoteproxy.tunnels.closed", "Tunnels that ended"),
+            tunnel_duration: times("remoteproxy.tunnel.duration", "How long tunnels stood", &STAYS),
+            setup_duration: times(
+                "remoteproxy.setup.duration",
+                "The steps of a tunnel's set-up",
+                &STEPS,
+            ),
+            wait_duration: times(
+                "remoteproxy.wait.duration",
+                "How long endpoints waited for their partner",
+                &STAYS,
+            ),
+            authentication_duration: times(
+                "remoteproxy.authentication.duration",
+                "Checks of tokens, by what came of them",
+                &STEPS,
+            ),
+            redis_duration: times(
+                "remoteproxy.redis.command.duration",
+                "Commands to Redis, by what came of them",
+                &STEPS,
+            ),
+            bridge_streams_in: level(
+                "remoteproxy.bridge.streams.in",
+                "Tunnels that other nodes have opened to this one",
+            ),
+            bridge_round_trip: times(
+                "remoteproxy.bridge.round_trip",
+                "Round trips to other nodes",
+                &STEPS,
+            ),
+            bridge_calls: count(
+                "remoteproxy.bridge.calls",
+                "Tunnels asked for at other nodes, by what came of it",
+            ),
+            gateways_closed: count("remoteproxy.gateways.closed", "Gateways that ended"),
+            gateway_duration: times(
+                "remoteproxy.gateway.duration",
+                "How long gateways were registered",
+                &STAYS,
+            ),
+            registrations: count(
+                "remoteproxy.registrations",
+                "Registrations of gateways and apps, by what came of them",
+            ),
+            probes: count(
+                "remoteproxy.probes",
+                "Signs of life asked for because another endpoint shows the same UUID",
+            ),
+            backlogs_full: count(
+                "remoteproxy.backlogs.full",
+                "Apps closed because they took their data too slowly",
+            ),
+            frames_broken: count(
+                "remoteproxy.frames.broken",
+                "Frames of gateways that were dropped because they made no sense",
+            ),
+            loop_lag: times(
+                "remoteproxy.loop.lag",
+                "How late the runtime's timers are, looked at each second",
+                &STEPS,
+            ),
+            spans_recorded: count(
+                "remoteproxy.spans.recorded",
+                "Spans to be sent; those that are not exported have been dropped, or wait",
+            ),
+            spans_exported: count(
+                "remoteproxy.spans.exported",
+                "Spans sent to the collector, by what came of it",
+            ),
+        }
+    }
+}
