@@ -257,12 +257,8 @@ impl Endpoint {
     }
 
     fn handle_next_request(&mut self) -> bool {
-        match self.inbox.next_object() {
+        match self.inbox.next_of(self.message_ended) {
             Ok(Some(json)) => self.handle_request(&json),
-            Ok(None) if self.message_ended => match self.inbox.finish() {
-                Ok(()) => return false,
-                Err(error) => self.refuse(&Refusal::not_json(error)),
-            },
             Ok(None) => return false,
             Err(FramingError::TooLarge) => self.close(Close::RequestTooLarge),
             Err(error) => self.refuse(&Refusal::not_json(error)),

@@ -159,12 +159,8 @@ impl GatewayControl {
 
     /// Handles the next request, false if there is none.
     fn handle_next_request(&mut self) -> bool {
-        match self.inbox.next_object() {
+        match self.inbox.next_of(self.frame_ended) {
             Ok(Some(json)) => self.handle_request(&json),
-            Ok(None) if self.frame_ended => match self.inbox.finish() {
-                Ok(()) => return false,
-                Err(error) => self.refuse(&Refusal::not_json(error)),
-            },
             Ok(None) => return false,
             Err(FramingError::TooLarge) => self.close(Close::RequestTooLarge),
             Err(error) => self.refuse(&Refusal::not_json(error)),

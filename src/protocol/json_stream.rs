@@ -61,6 +61,15 @@ impl JsonStream {
         Ok(None)
     }
 
+    /// The same for input that may have `ended`: an error if that is within an object.
+    pub(super) fn next_of(&mut self, ended: bool) -> Result<Option<Vec<u8>>, FramingError> {
+        let next = self.next_object()?;
+        if next.is_none() && ended {
+            self.finish()?;
+        }
+        Ok(next)
+    }
+
     /// Says that the input ends here: an error if that is within an object.
     pub fn finish(&self) -> Result<(), FramingError> {
         if self.is_empty() { Ok(()) } else { Err(FramingError::Incomplete) }
