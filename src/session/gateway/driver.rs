@@ -242,9 +242,26 @@ impl<'a> Driver<'a> {
     fn welcome(&mut self, newcomer: Newcomer) {
         let Newcomer { app, record, lane } = newcomer;
         let address = record.socket_address;
+        // A UUID is one app's: if it comes again, the one before is gone, even if its own task or
+        // node has not come to say so.
+        let mut apps = self.apps.values().map(|app| &app.record);
+        if let Some(before) = apps.find(|before| before.uuid == record.uuid) {
+            self.supersede(before.socket_address);
+        }
         self.control.client_connected(&app, &record.peer_address, address);
         self.hub.record.attached(Arc::clone(&record));
         self.apps.insert(address, Attached { lane, record });
+    }
+
+    fn supersede(&mut self, address: u16) {
+        let Some(app) = self.apps.get(&address) else { return };
+        app.lane.end(Goodbye::Lost, true);
+        while let Up::Data(data) = app.lane.take_up() {
+            app.record.bytes.add_received(data.len());
+            slip::encode(address, &data, &mut self.out);
+        }
+        app.lane.refuse_up();
+        self.forget(address);
     }
 
     fn take_turn(&mut self, address: u16) {
