@@ -17,6 +17,7 @@ use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
 use crate::node;
+use crate::report::median;
 
 /// What is written at once, in bytes.
 const PIECE: usize = 16 * 1024;
@@ -115,9 +116,4 @@ async fn speed(flood: &Flood, time: Duration) -> f64 {
 #[expect(clippy::cast_precision_loss, reason = "far below 2^52 bytes")]
 fn rate(bytes: u64, time: Duration) -> f64 {
     bytes as f64 / time.as_secs_f64() / f64::from(1 << 20)
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }

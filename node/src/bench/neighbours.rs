@@ -14,6 +14,7 @@ use serde_json::json;
 use tokio::time::timeout;
 
 use crate::node;
+use crate::report::median;
 
 /// One message, in bytes.
 const MESSAGE: usize = 16 * 1024;
@@ -116,9 +117,4 @@ async fn open(ends: &(Connector, Connector), token: &str) -> anyhow::Result<(Tun
     let first = ends.0.connect(&token, None).await?;
     let second = ends.1.connect(&token, None).await?;
     Ok(tokio::try_join!(first.partner(), second.partner())?)
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }

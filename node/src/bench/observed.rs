@@ -21,6 +21,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 use crate::node;
+use crate::report::median;
 use crate::usage::cpu_seconds;
 
 const GIB: u64 = 1 << 30;
@@ -191,9 +192,4 @@ async fn collect(listener: TcpListener) {
         let http = hyper::server::conn::http1::Builder::new();
         connections.spawn(http.serve_connection(TokioIo::new(tcp), service));
     }
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }

@@ -27,6 +27,12 @@ pub(crate) fn rounded(value: f64) -> f64 {
     (value * 1e4).round() / 1e4
 }
 
+/// Of an odd number of values, the one in the middle.
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
 /// As a share of something that is counted; none of nothing.
 pub(crate) fn per(value: f64, count: u64) -> Option<f64> {
     #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
