@@ -1,46 +1,21 @@
 //! What every directory of UUIDs does: one suite, for the one in memory and for the one in Redis;
 //! and what the one in Redis does when nodes die or Redis is away.
 
+#[macro_use]
+#[path = "support/rules.rs"]
+mod rules;
 mod support;
 
 use std::sync::Arc;
 
-use nymea_remoteproxy::rendezvous::redis::RedisRendezvous;
 use nymea_remoteproxy::rendezvous::{
-    Directory, Holder, Home, MemoryRendezvous, Registered, Registration, Role, Unavailable,
+    Directory, Holder, Home, Registered, Registration, Role, Unavailable,
 };
-use support::redis::{Server, bridge, join, settings, until, up};
+use support::redis::{Server, bridge, join, joined, settings, until, up};
 use support::soon;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
-
-/// Runs each rule against each directory.
-macro_rules! rules {
-    ($($rule:ident),* $(,)?) => {
-        mod memory {
-            $(
-                #[tokio::test]
-                async fn $rule() {
-                    super::$rule(std::sync::Arc::<super::MemoryRendezvous>::default()).await;
-                }
-            )*
-        }
-
-        mod redis {
-            $(
-                #[tokio::test]
-                async fn $rule() {
-                    let server = super::Server::start().await;
-                    let directory = super::node(&server, "node").await;
-                    super::$rule(std::sync::Arc::clone(&directory)).await;
-                    directory.close().await;
-                    assert!(server.keys().await.is_empty());
-                }
-            )*
-        }
-    };
-}
 
 rules![
     the_first_has_it_and_the_second_does_not,
@@ -51,12 +26,6 @@ rules![
     an_unregistered_uuid_is_free_at_once,
     of_many_at_once_one_has_it,
 ];
-
-async fn node(server: &Server, name: &str) -> Arc<RedisRendezvous> {
-    let node = join(&settings(&server.url()), name);
-    up(&node).await;
-    node
-}
 
 fn gateway(uuid: u128) -> Registration {
     Registration::new(Uuid::from_u128(uuid), Role::Gateway)
@@ -178,7 +147,7 @@ async fn of_many_at_once_one_has_it<D: Directory + 'static>(at: Arc<D>) {
 #[tokio::test]
 async fn other_nodes_learn_where_it_is() {
     let server = Server::start().await;
-    let (a, b) = (node(&server, "a").await, node(&server, "b").await);
+    let (a, b) = (joined(&server, "a").await, joined(&server, "b").await);
     let first = gateway(1);
     register(&a, first).await;
     assert_eq!(conflict(&b, app(1)).await, there(first, "a"));
@@ -194,7 +163,7 @@ async fn other_nodes_learn_where_it_is() {
 #[tokio::test]
 async fn no_uuid_is_to_be_read_in_redis_and_every_key_expires() {
     let server = Server::start().await;
-    let at = node(&server, "node").await;
+    let at = joined(&server, "node").await;
     let it = gateway(0x1234_5678_9abc_def0_1234_5678_9abc_def0);
     register(&at, it).await;
     let keys = server.keys().await;
@@ -210,7 +179,7 @@ async fn no_uuid_is_to_be_read_in_redis_and_every_key_expires() {
 #[tokio::test]
 async fn what_a_dead_node_had_is_free_once_its_lease_is_over() {
     let server = Server::start().await;
-    let a = node(&server, "a").await;
+    let a = joined(&server, "a").await;
     let runtime = Runtime::new().expect("a runtime");
     let settings = settings(&server.url());
     let dying = runtime.spawn(async move { join(&settings, "dying") }).await.expect("started");
@@ -227,7 +196,7 @@ async fn what_a_dead_node_had_is_free_once_its_lease_is_over() {
 #[tokio::test]
 async fn restarted_empty_redis_gets_everything_again() {
     let mut server = Server::start().await;
-    let (a, b) = (node(&server, "a").await, node(&server, "b").await);
+    let (a, b) = (joined(&server, "a").await, joined(&server, "b").await);
     let (one, other) = (gateway(1), app(2));
     let lost = register(&a, one).await;
     register(&a, other).await;
@@ -247,7 +216,7 @@ async fn restarted_empty_redis_gets_everything_again() {
 #[tokio::test]
 async fn who_was_away_too_long_has_lost_it_and_hears_so() {
     let server = Server::start().await;
-    let (a, b) = (node(&server, "a").await, node(&server, "b").await);
+    let (a, b) = (joined(&server, "a").await, joined(&server, "b").await);
     let (first, second) = (gateway(1), gateway(1));
     let lost = register(&a, first).await;
     // As if the node had been frozen for longer than its lease, and its entry was freed.
@@ -265,7 +234,7 @@ async fn who_was_away_too_long_has_lost_it_and_hears_so() {
 #[tokio::test]
 async fn while_redis_is_away_gateways_of_this_node_are_found_and_nobody_waits_forever() {
     let mut server = Server::start().await;
-    let at = node(&server, "a").await;
+    let at = joined(&server, "a").await;
     let first = gateway(1);
     register(&at, first).await;
     server.kill();

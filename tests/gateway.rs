@@ -210,7 +210,7 @@ async fn a_gateway_registers_again_when_its_node_is_gone() {
         let addresses: Vec<_> = addresses.collect();
         soon("the end", first.drain()).await;
         // In order or not, it has ended.
-        let _ = soon("the end", stream.read(&mut [0])).await;
+        let _how = soon("the end", stream.read(&mut [0])).await;
         soon("the end", leaving).await.expect("it ended");
         drop(first);
 

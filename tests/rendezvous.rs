@@ -1,40 +1,15 @@
 //! What every rendezvous does: one suite, for the one in memory and for the one in Redis.
 
+#[macro_use]
+#[path = "support/rules.rs"]
+mod rules;
 mod support;
 
 use std::sync::Arc;
 
-use nymea_remoteproxy::rendezvous::{Answer, Home, MemoryRendezvous, Offer, Rendezvous, Waiting};
-use support::redis::{Server, ask, asking, join, offer, settings, until, up};
+use nymea_remoteproxy::rendezvous::{Answer, Home, Offer, Rendezvous, Waiting};
+use support::redis::{Server, ask, asking, joined, offer, until};
 use support::soon;
-
-/// Runs each rule against each rendezvous.
-macro_rules! rules {
-    ($($rule:ident),* $(,)?) => {
-        mod memory {
-            $(
-                #[tokio::test]
-                async fn $rule() {
-                    super::$rule(std::sync::Arc::<super::MemoryRendezvous>::default()).await;
-                }
-            )*
-        }
-
-        mod redis {
-            $(
-                #[tokio::test]
-                async fn $rule() {
-                    let server = super::Server::start().await;
-                    let rendezvous = super::join(&super::settings(&server.url()), "node");
-                    super::up(&rendezvous).await;
-                    super::$rule(std::sync::Arc::clone(&rendezvous)).await;
-                    rendezvous.close().await;
-                    assert!(server.keys().await.is_empty());
-                }
-            )*
-        }
-    };
-}
 
 rules![
     the_second_claims_and_the_third_is_turned_away,
@@ -136,8 +111,7 @@ async fn of_many_at_once_two_are_paired<R: Rendezvous + 'static>(at: Arc<R>) {
 #[tokio::test]
 async fn every_key_expires_and_none_is_left() {
     let server = Server::start().await;
-    let at = join(&settings(&server.url()), "node");
-    up(&at).await;
+    let at = joined(&server, "node").await;
     let (waiting, first, second) = (offer("waiting"), offer("t"), offer("t"));
     assert_eq!(ask(&at, waiting).await, Answer::Wait);
     assert_eq!(ask(&at, first).await, Answer::Wait);
@@ -160,10 +134,7 @@ async fn every_key_expires_and_none_is_left() {
 #[tokio::test]
 async fn the_nodes_with_a_lease_are_listed() {
     let server = Server::start().await;
-    let (one, other) =
-        (join(&settings(&server.url()), "one"), join(&settings(&server.url()), "two"));
-    up(&one).await;
-    up(&other).await;
+    let (one, other) = (joined(&server, "one").await, joined(&server, "two").await);
     let names = async || {
         let nodes = one.nodes().await.expect("Redis answers");
         nodes.into_iter().map(|node| node.name).collect::<Vec<_>>()

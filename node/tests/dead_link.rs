@@ -12,6 +12,8 @@ mod support;
 
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use cluster::endpoints::cluster::Certificates;
@@ -78,8 +80,9 @@ impl Listening for Relay {
 
 impl Drop for Relay {
     fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        // It may have ended by itself.
+        let _killed = self.process.kill();
+        let _ended = self.process.wait();
     }
 }
 
@@ -212,6 +215,17 @@ async fn a_silent_gateway_on_tcp_gets_its_place_back_and_a_live_one_keeps_it() {
     serves(&websocket, &mut new).await;
 }
 
+/// How often in a row some connection of this node has sent the same data again, in vain.
+fn sent_again(network: &Network, node: u8) -> u32 {
+    let mut list = Command::new("ip");
+    list.args(["netns", "exec", &network.space(node), "cat", "/proc/net/tcp"]);
+    let list = String::from_utf8(list.output().expect("ip").stdout).expect("text");
+    let connections = list.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
+    // Its timer, which is 1 for sending again; and how often it has rung.
+    let ringing = connections.filter(|fields| fields.len() > 6 && fields[5].starts_with("01:"));
+    ringing.filter_map(|fields| u32::from_str_radix(fields[6], 16).ok()).max().unwrap_or(0)
+}
+
 /// The system then has no reason to ask for signs of life: it sends the data again, ever more
 /// seldom.
 #[tokio::test]
@@ -220,20 +234,24 @@ async fn with_data_under_way_a_gateway_on_tcp_gets_its_place_back_too() {
     let (_node, websocket, tcp) = start_with_tcp(&network, 0);
     let relay = Relay::start(&network, 1, tcp.address()).await;
     let mut old = tcp_gateway(&relay).await;
+    let received = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&received);
     let reading = tokio::spawn(async move {
         let mut buffer = vec![0; 65536];
-        while let Ok(1..) = old.read(&mut buffer).await {}
+        while let Ok(count @ 1..) = old.read(&mut buffer).await {
+            counted.fetch_add(count, Ordering::Relaxed);
+        }
     });
     let mut app = app(&websocket, 2, 1).await;
     let flood =
         tokio::spawn(
             async move { while app.ws.send(Message::binary(vec![1; 65536])).await.is_ok() {} },
         );
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    until("data under way", async || received.load(Ordering::Relaxed) > 4 << 20).await;
     refused_gateway(&websocket, 1, "AlreadyRegistered").await;
     network.cut(0, 1);
-    // A pause of the system's that is longer than anybody waits here.
-    tokio::time::sleep(Duration::from_secs(7)).await;
+    // Then the pause until the next time is longer than anybody waits here.
+    until("data to be sent again", async || sent_again(&network, 0) >= 5).await;
     let mut new = within(BACK, "the gateway is back", Gateway::register(&websocket, 1)).await;
     serves(&websocket, &mut new).await;
     flood.abort();

@@ -168,15 +168,8 @@ impl Screen {
 
     /// Waits until the screen is so, and gives what is on it.
     fn until(&self, what: &str, is_so: impl Fn(&str) -> bool) -> String {
-        let began = Instant::now();
-        loop {
-            let contents = self.contents();
-            if is_so(&contents) {
-                return contents;
-            }
-            assert!(began.elapsed() < DEADLINE, "waited for {what} in:\n{contents}");
-            sleep(Duration::from_millis(10));
-        }
+        let found = at_last(|| Some(self.contents()).filter(|contents| is_so(contents)));
+        found.unwrap_or_else(|| panic!("waited for {what} in:\n{}", self.contents()))
     }
 
     fn shows(&self, part: &str) -> String {
@@ -193,13 +186,9 @@ impl Screen {
     }
 
     fn ends(&mut self) -> u32 {
-        let began = Instant::now();
-        loop {
-            if let Some(status) = self.child.try_wait().expect("a child") {
-                return status.exit_code();
-            }
-            assert!(began.elapsed() < DEADLINE, "it goes on:\n{}", self.contents());
-            sleep(Duration::from_millis(10));
+        match at_last(|| self.child.try_wait().expect("a child")) {
+            Some(status) => status.exit_code(),
+            None => panic!("it goes on:\n{}", self.contents()),
         }
     }
 
@@ -212,6 +201,18 @@ impl Screen {
             reader.join().expect("no panic");
         }
         self.child
+    }
+}
+
+/// What there is at last; none if there is nothing within [`DEADLINE`].
+fn at_last<T>(mut find: impl FnMut() -> Option<T>) -> Option<T> {
+    let began = Instant::now();
+    loop {
+        let found = find();
+        if found.is_some() || began.elapsed() > DEADLINE {
+            return found;
+        }
+        sleep(Duration::from_millis(10));
     }
 }
 
@@ -294,11 +295,8 @@ fn the_terminal_is_given_back_whatever_ends_it() {
         let after = screen.master.get_termios().expect("its settings");
         assert_eq!(before.local_flags, after.local_flags, "{end}");
         assert_eq!(before.input_flags, after.input_flags, "{end}");
-        let began = Instant::now();
-        while !screen.is_put_away() {
-            assert!(began.elapsed() < DEADLINE, "{end}: {}", screen.contents());
-            sleep(Duration::from_millis(10));
-        }
+        let put_away = at_last(|| screen.is_put_away().then_some(()));
+        assert!(put_away.is_some(), "{end}: {}", screen.contents());
         assert!(!screen.terminal.lock().expect("no panic").screen().hide_cursor(), "{end}");
     }
 }
@@ -313,13 +311,9 @@ fn it_ends_when_the_terminal_hangs_up() {
         });
         screen.shows("Windmill");
         let mut child = screen.hang_up();
-        let began = Instant::now();
-        while child.try_wait().expect("a child").is_none() {
-            if began.elapsed() > DEADLINE {
-                child.kill().expect("killed");
-                panic!("it goes on without a terminal; signal: {has_signal}");
-            }
-            sleep(Duration::from_millis(10));
+        if at_last(|| child.try_wait().expect("a child")).is_none() {
+            child.kill().expect("killed");
+            panic!("it goes on without a terminal; signal: {has_signal}");
         }
     }
 }
@@ -328,16 +322,13 @@ fn it_ends_when_the_terminal_hangs_up() {
 fn it_ends_when_told_to_while_the_terminal_takes_nothing() {
     let served = Served::start();
     let mut screen = Screen::unread(&served.path(), (200, 200), |_| {});
-    let began = Instant::now();
     // It waits for room to write: so it is asleep in the terminal's driver.
     let id = screen.child.process_id().expect("it runs");
     let waits = || {
         let place = std::fs::read_to_string(format!("/proc/{id}/wchan")).unwrap_or_default();
         place.contains("tty") || place.contains("wait_woken")
     };
-    while !waits() && began.elapsed() < Duration::from_secs(3) {
-        sleep(Duration::from_millis(10));
-    }
+    at_last(|| waits().then_some(())).expect("the terminal is full");
     screen.signal("TERM");
     screen.ends();
 }

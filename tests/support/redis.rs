@@ -270,3 +270,10 @@ pub fn asking<R: Rendezvous + 'static>(
 ) -> tokio::task::JoinHandle<Answer> {
     tokio::spawn(Arc::clone(rendezvous).offer(offer))
 }
+
+/// A node that has joined and reaches Redis.
+pub async fn joined(server: &Server, name: &str) -> Arc<RedisRendezvous> {
+    let node = join(&settings(&server.url()), name);
+    up(&node).await;
+    node
+}

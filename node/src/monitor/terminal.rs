@@ -53,9 +53,9 @@ impl Drop for Terminal {
 
 /// If the terminal is gone, there is nothing to be given back.
 fn give_back() {
-    let _ = disable_raw_mode();
-    let _ = execute!(io::stdout(), LeaveAlternateScreen, Show);
-    let _ = io::stdout().flush();
+    let _raw = disable_raw_mode();
+    let _shown = execute!(io::stdout(), LeaveAlternateScreen, Show);
+    let _written = io::stdout().flush();
 }
 
 /// Gets a word when the program is to end: by SIGTERM, SIGINT, SIGQUIT or SIGHUP. If it has not
@@ -87,9 +87,10 @@ pub(crate) fn told_to_end() -> io::Result<Receiver<()>> {
             }
         });
         // Full or closed: the end is known already.
-        let _ = sender.try_send(());
+        let _told = sender.try_send(());
         thread::sleep(GRACE);
-        let _ = disable_raw_mode();
+        // As above: a terminal that is gone needs nothing, and this must end in any case.
+        let _raw = disable_raw_mode();
         std::process::exit(1);
     });
     Ok(receiver)
@@ -104,20 +105,22 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    #[ignore = "is run by the next test, on a terminal"]
-    fn panics() {
-        let _terminal = Terminal::take().expect("a terminal");
-        panic!("on purpose");
-    }
+    /// Set where the test below runs itself on a terminal, to panic there.
+    const ON_TERMINAL: &str = "PANICS_ON_THIS_TERMINAL";
 
     #[test]
     fn a_panic_is_told_on_a_terminal_that_is_as_it_was() {
+        if std::env::var_os(ON_TERMINAL).is_some() {
+            let _terminal = Terminal::take().expect("a terminal");
+            panic!("on purpose");
+        }
         let size = PtySize { rows: 50, cols: 100, pixel_width: 0, pixel_height: 0 };
         let pair = native_pty_system().openpty(size).expect("a terminal");
         let before = pair.master.get_termios().expect("its settings");
         let mut command = CommandBuilder::new(std::env::current_exe().expect("this test"));
-        command.args(["--ignored", "--exact", "--nocapture", "terminal::tests::panics"]);
+        let name = "terminal::tests::a_panic_is_told_on_a_terminal_that_is_as_it_was";
+        command.args(["--exact", "--nocapture", name]);
+        command.env(ON_TERMINAL, "1");
         let mut child = pair.slave.spawn_command(command).expect("spawned");
         drop(pair.slave);
         let mut written = Vec::new();
