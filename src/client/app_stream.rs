@@ -157,7 +157,7 @@ impl Drop for AppStream {
     fn drop(&mut self) {
         if !self.shut && !self.left.load(Ordering::Acquire) {
             // If the connection is gone, so is the app.
-            let _ = self.dropped.send(self.place);
+            let _told = self.dropped.send(self.place);
         }
     }
 }

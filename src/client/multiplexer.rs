@@ -61,6 +61,7 @@ pub(super) async fn run(
 ) -> io::Error {
     let (from_proxy, to_proxy) = split(wire);
     let (outbound, frames) = mpsc::channel(OUTBOUND);
+    // Each app is in it once at most.
     let (unwanted, to_disconnect) = mpsc::unbounded_channel();
     let apps = Apps::default();
     let mut reader = Reader {
@@ -114,7 +115,7 @@ impl App {
         self.left.store(true, Ordering::Release);
         self.close_window();
         // Nobody reads any more: then nobody has to be told.
-        let _ = self.inbound.send(Inbound::End(end));
+        let _told = self.inbound.send(Inbound::End(end));
     }
 }
 
@@ -215,6 +216,7 @@ impl Reader<'_> {
             uuid: text("clientUuid"),
             peer_address: text("clientPeerAddress"),
         };
+        // Bounded by the room below, which all data takes before it is put in.
         let (inbound, receiver) = mpsc::unbounded_channel();
         let left = Arc::new(AtomicBool::new(false));
         let ways = Ways {
@@ -256,12 +258,14 @@ impl Reader<'_> {
             () = app.inbound.closed() => return,
         };
         if let Ok(Ok(room)) = room {
-            let _ = app.inbound.send(Inbound::Data(data, room));
+            // Nobody reads it any more: then it is dropped, and its room is free again.
+            let _taken = app.inbound.send(Inbound::Data(data, room));
         } else {
             warn!(address, "nobody reads what an app sends, it is disconnected");
             app.end(Err(TunnelError::TooSlow));
             self.apps.remove(app.place);
-            let _ = self.unwanted.send(app.place);
+            // The connection is over: so is the app.
+            let _told = self.unwanted.send(app.place);
         }
     }
 }

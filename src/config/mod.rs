@@ -178,8 +178,9 @@ pub struct Timeouts {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Keepalive {
-    /// An endpoint that sent nothing for this long is pinged (with 10 % jitter); after two
-    /// unanswered pings it is dropped.
+    /// An endpoint that sent nothing for this long is pinged (up to a quarter of it earlier, so that
+    /// not all are at once), and after an answer again after twice as long; after two unanswered
+    /// pings it is dropped.
     #[serde(deserialize_with = "units::duration", serialize_with = "units::write_duration")]
     pub interval: Duration,
 }

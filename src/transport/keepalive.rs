@@ -10,7 +10,8 @@ use crate::protocol::Close;
 /// How long an endpoint may be silent or stuck.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
-    /// An endpoint silent for this long is pinged, with up to 10 % of it taken off at random.
+    /// An endpoint silent for this long is pinged, with up to a quarter of it taken off; after a
+    /// ping that it has answered, the next one comes after twice as long.
     pub ping_interval: Duration,
     /// An endpoint that takes no data for this long is given up.
     pub stalled: Duration,

@@ -36,8 +36,9 @@ pub(crate) async fn carry(
         tokio::select! {
             received = &mut receiving => {
                 if received.is_ok() {
-                    // A connection with unread input would be reset.
-                    let _ = timeout(LAST_INPUT, sending).await;
+                    // A connection with unread input would be reset. What is not read in time must
+                    // be: nobody takes it any more.
+                    let _in_time = timeout(LAST_INPUT, sending).await;
                 }
                 received
             }

@@ -52,5 +52,5 @@ fn run(options: &Options) -> anyhow::Result<()> {
 
 /// Writes a line to stderr. If nobody reads that, there is nobody to tell so.
 fn say(line: &str) {
-    let _ = writeln!(io::stderr(), "{line}");
+    let _said = writeln!(io::stderr(), "{line}");
 }

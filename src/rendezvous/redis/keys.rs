@@ -46,7 +46,7 @@ impl Keys {
         let mut text = format!("{}{kind}:{{", self.prefix);
         for byte in hash {
             // Writing to a text cannot fail.
-            let _ = write!(text, "{byte:02x}");
+            let _written = write!(text, "{byte:02x}");
         }
         text.push('}');
         text

@@ -49,13 +49,13 @@ fn written(address: SocketAddr) -> String {
         IpAddr::V4(ip) => ip.octets().to_vec(),
         IpAddr::V6(ip) => ip.octets().to_vec(),
     };
+    // Writing to a text cannot fail.
     let mut text = String::new();
     for word in octets.chunks_exact(4) {
         let word = u32::from_ne_bytes([word[0], word[1], word[2], word[3]]);
-        // Writing to a text cannot fail.
-        let _ = write!(text, "{word:08X}");
+        let _written = write!(text, "{word:08X}");
     }
-    let _ = write!(text, ":{:04X}", address.port());
+    let _written = write!(text, ":{:04X}", address.port());
     text
 }
 
