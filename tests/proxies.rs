@@ -173,9 +173,24 @@ type Web = WebSocketStream<tokio_rustls::client::TlsStream<TcpStream>>;
 
 /// A WebSocket whose upgrade request went through proxies that have added these.
 async fn upgraded(node: &Node, forwarded_for: &[&str]) -> Result<Web, WsError> {
+    upgraded_by(ForwardingHeader::XForwardedFor, node, forwarded_for).await
+}
+
+async fn upgraded_by(
+    header: ForwardingHeader,
+    node: &Node,
+    forwarded_for: &[&str],
+) -> Result<Web, WsError> {
     let mut request = "wss://localhost/".into_client_request()?;
     for value in forwarded_for {
-        request.headers_mut().append("x-forwarded-for", value.parse().expect("a value"));
+        let (name, value) = match header {
+            ForwardingHeader::XForwardedFor => ("x-forwarded-for", (*value).to_owned()),
+            ForwardingHeader::Forwarded => {
+                let each = value.split(", ").map(|address| format!("for={address};proto=https"));
+                ("forwarded", each.collect::<Vec<_>>().join(", "))
+            }
+        };
+        request.headers_mut().append(name, value.parse().expect("a value"));
     }
     let tls = support::tls(&ip(node, "wss")).await;
     Ok(Box::pin(soon("the upgrade", client_async(request, tls))).await?.0)
@@ -187,15 +202,20 @@ fn is_unavailable(error: &WsError) -> bool {
 
 #[tokio::test]
 async fn the_client_of_an_upgrade_request_is_shown_and_counted() {
-    let (node, _folder) = node(|config| {
-        config.proxies.header = Some(ForwardingHeader::XForwardedFor);
-    });
-    let mut first = upgraded(&node, &["192.0.2.1"]).await.expect("room");
+    for header in [ForwardingHeader::XForwardedFor, ForwardingHeader::Forwarded] {
+        is_shown_and_counted(header).await;
+    }
+}
+
+async fn is_shown_and_counted(header: ForwardingHeader) {
+    let (node, _folder) = node(|config| config.proxies.header = Some(header));
+    let upgraded = async |values: &[&str]| upgraded_by(header, &node, values).await;
+    let mut first = upgraded(&["192.0.2.1"]).await.expect("room");
     // What the client itself made up stands in front, and does not count.
-    let mut second = upgraded(&node, &["192.0.2.9, 192.0.2.1", "10.0.0.3"]).await.expect("room");
-    let refused = upgraded(&node, &["192.0.2.9, 192.0.2.1"]).await.expect_err("no room");
+    let mut second = upgraded(&["192.0.2.9, 192.0.2.1", "10.0.0.3"]).await.expect("room");
+    let refused = upgraded(&["192.0.2.9, 192.0.2.1"]).await.expect_err("no room");
     assert!(is_unavailable(&refused), "{refused}");
-    let other = upgraded(&node, &["192.0.2.2"]).await.expect("room for others");
+    let other = upgraded(&["192.0.2.2"]).await.expect("room for others");
     for web in [&mut first, &mut second] {
         let request = Message::text(authenticate(r#""token":"t""#));
         futures_util::SinkExt::send(web, request).await.expect("sent");
