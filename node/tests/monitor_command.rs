@@ -2,8 +2,10 @@
 
 mod support;
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::fs::OpenOptions;
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::num::NonZeroU16;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,6 +16,7 @@ use std::time::{Duration, Instant};
 use nymea_remoteproxy::monitor::{self, App, Gateway, Report, Statistics, TunnelProxy};
 use nymea_remoteproxy::unix_socket::UnixSocket;
 use portable_pty::{Child, CommandBuilder, MasterPty, PtySize, native_pty_system};
+use procfs::process::Process;
 use serde_json::Value;
 use support::{DEADLINE, Running, command};
 use tempfile::TempDir;
@@ -113,7 +116,7 @@ impl Screen {
     }
 
     fn with(socket: &Path, change: impl FnOnce(&mut CommandBuilder)) -> Self {
-        let mut screen = Self::unread(socket, (24, 100), change);
+        let mut screen = Self::unread(socket, |_| {}, change);
         let mut reader = screen.master.try_clone_reader().expect("a reader");
         let (terminal, is_read) = (Arc::clone(&screen.terminal), Arc::clone(&screen.is_read));
         screen.reader = Some(thread::spawn(move || {
@@ -131,11 +134,13 @@ impl Screen {
     /// Nobody takes what is written to the terminal.
     fn unread(
         socket: &Path,
-        (rows, cols): (u16, u16),
+        prepare: impl FnOnce(&dyn MasterPty),
         change: impl FnOnce(&mut CommandBuilder),
     ) -> Self {
+        let (rows, cols) = (24, 100);
         let size = PtySize { rows, cols, pixel_width: 0, pixel_height: 0 };
         let pair = native_pty_system().openpty(size).expect("a terminal");
+        prepare(&*pair.master);
         let mut command = CommandBuilder::new(PROGRAM);
         command.args(["--interval", "100ms", "--socket"]);
         command.arg(socket);
@@ -321,16 +326,36 @@ fn it_ends_when_the_terminal_hangs_up() {
 #[test]
 fn it_ends_when_told_to_while_the_terminal_takes_nothing() {
     let served = Served::start();
-    let mut screen = Screen::unread(&served.path(), (200, 200), |_| {});
-    // It waits for room to write: so it is asleep in the terminal's driver.
+    let mut screen = Screen::unread(&served.path(), fill, |_| {});
     let id = screen.child.process_id().expect("it runs");
-    let waits = || {
-        let place = std::fs::read_to_string(format!("/proc/{id}/wchan")).unwrap_or_default();
-        place.contains("tty") || place.contains("wait_woken")
-    };
-    at_last(|| waits().then_some(())).expect("the terminal is full");
+    let program = Process::new(i32::try_from(id).expect("an id")).expect("it runs");
+    let hears = || program.status().expect("it runs").sigcgt & (1 << (SIGTERM - 1)) != 0;
+    at_last(|| hears().then_some(())).expect("it waits for signals");
     screen.signal("TERM");
-    screen.ends();
+    assert_eq!(screen.ends(), 1, "it could not give the terminal back");
+}
+
+const SIGTERM: u32 = 15;
+
+/// Writes to a terminal until it takes no more, also after what was written has settled.
+fn fill(terminal: &dyn MasterPty) {
+    const O_NONBLOCK: i32 = 0o4000;
+    const O_NOCTTY: i32 = 0o400;
+    let name = terminal.tty_name().expect("a name");
+    let mut options = OpenOptions::new();
+    let opened = options.write(true).custom_flags(O_NONBLOCK | O_NOCTTY).open(name);
+    let mut opened = opened.expect("opened");
+    let mut refused = 0;
+    while refused < 100 {
+        match opened.write(&[b'.'; 1024]) {
+            Ok(_) => refused = 0,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                refused += 1;
+                sleep(Duration::from_millis(1));
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
 }
 
 #[test]

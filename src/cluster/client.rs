@@ -20,6 +20,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Request, Status};
 use tower_service::Service;
 
+use super::executor::AtOnce;
 use super::leg::{BridgeLeg, Counted};
 use super::outbox::outbox;
 use super::tls::{BridgeStream, BridgeTls};
@@ -273,7 +274,8 @@ impl Peer {
             .max_frame_size(FRAME_SIZE)
             .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
             .keep_alive_timeout(STEP)
-            .keep_alive_while_idle(true);
+            .keep_alive_while_idle(true)
+            .executor(AtOnce);
         let connected = Arc::default();
         let dial =
             Dial { address: address.into(), tls: tls.cloned(), connected: Arc::clone(&connected) };

@@ -7,6 +7,7 @@
 //! [`Attach`].
 
 pub mod client;
+mod executor;
 mod leg;
 mod outbox;
 pub mod server;

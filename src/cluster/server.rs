@@ -6,19 +6,22 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use futures_util::stream::{Map, StreamExt};
+use hyper::rt::Executor;
+use hyper::server::conn::http2;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use nymea_remoteproxy_proto::bridge::v1::bridge_server::{Bridge, BridgeServer};
 use nymea_remoteproxy_proto::bridge::v1::frame::Content;
 use nymea_remoteproxy_proto::bridge::v1::{
     Frame, PingReply, PingRequest, ProbeReply, ProbeRequest,
 };
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, warn};
 
+use super::executor::AtOnce;
 use super::leg::{Answer, BridgeLeg, Counted};
 use super::outbox::{Outgoing, outbox};
 use super::tls::{BridgeStream, BridgeTls};
@@ -53,28 +56,16 @@ pub struct BridgeService {
 
 /// Serves until the task is aborted.
 pub async fn serve(service: BridgeService, listener: TcpListener, tls: Option<BridgeTls>) {
-    let (sender, connections) = mpsc::channel(HANDSHAKES_AT_ONCE);
-    let accepting = accept_all(listener, tls, sender);
-    let serving = Server::builder()
+    let bridge = BridgeServer::new(service).max_decoding_message_size(MAX_FRAME);
+    let mut connections = http2::Builder::new(AtOnce);
+    connections
+        .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(FRAME_SIZE)
         .max_concurrent_streams(MAX_STREAMS)
-        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(STEP))
-        .add_service(BridgeServer::new(service).max_decoding_message_size(MAX_FRAME))
-        .serve_with_incoming(ReceiverStream::new(connections));
-    let (served, ()) = tokio::join!(serving, accepting);
-    if let Err(error) = served {
-        warn!(%error, "the bridge has ended");
-    }
-}
-
-async fn accept_all(
-    listener: TcpListener,
-    tls: Option<BridgeTls>,
-    connections: mpsc::Sender<io::Result<BridgeStream>>,
-) {
+        .keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(STEP);
     let places = Arc::new(Semaphore::new(HANDSHAKES_AT_ONCE));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
@@ -86,17 +77,25 @@ async fn accept_all(
                 continue;
             }
         };
-        let (tls, connections) = (tls.clone(), connections.clone());
-        tokio::spawn(async move {
-            match timeout(STEP, secure(tcp, tls)).await {
-                Ok(Ok(stream)) => {
-                    // Nobody takes it: the bridge is over.
-                    let _over = connections.send(Ok(stream)).await;
+        let (tls, connections, bridge) = (tls.clone(), connections.clone(), bridge.clone());
+        AtOnce.execute(async move {
+            let stream = match timeout(STEP, secure(tcp, tls)).await {
+                Ok(Ok(stream)) => stream,
+                Ok(Err(error)) => {
+                    warn!(%node_addr, %error, "a node's connection was refused");
+                    return;
                 }
-                Ok(Err(error)) => warn!(%node_addr, %error, "a node's connection was refused"),
-                Err(_) => debug!(%node_addr, "a node's handshake took too long"),
-            }
+                Err(_) => {
+                    debug!(%node_addr, "a node's handshake took too long");
+                    return;
+                }
+            };
             drop(place);
+            let bridge = TowerToHyperService::new(bridge);
+            let served = connections.serve_connection(TokioIo::new(stream), bridge).await;
+            if let Err(error) = served {
+                debug!(%node_addr, %error, "a node's connection has failed");
+            }
         });
     }
 }

@@ -16,7 +16,6 @@ use tokio::io::{AsyncRead, AsyncWrite, BufReader, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 use tokio_util::either::Either;
-use tonic::transport::server::Connected;
 
 use super::client::CountGuard;
 use crate::transport::tls::{TlsError, read_chain, read_pair};
@@ -149,12 +148,6 @@ impl BridgeStream {
     fn stream(self: Pin<&mut Self>) -> Pin<&mut Either<TcpStream, Box<Tls>>> {
         Pin::new(&mut self.get_mut().stream)
     }
-}
-
-impl Connected for BridgeStream {
-    type ConnectInfo = ();
-
-    fn connect_info(&self) -> Self::ConnectInfo {}
 }
 
 impl AsyncRead for BridgeStream {

@@ -24,6 +24,9 @@ use super::{FILL, Line, Watch, Wire};
 
 /// The most plaintext in a record (RFC 8446, section 5.1).
 const RECORD: usize = 16 * 1024;
+/// So much plaintext gets a record of its own at once: to copy it behind what waits for one, such as
+/// the header of its frame, would cost more than the other record does.
+const LARGE: usize = 8 * 1024;
 /// Room for a handshake message, asked for again if it is more.
 const HANDSHAKE: usize = 4 * 1024;
 
@@ -252,8 +255,9 @@ impl<S: Line> Wire for Secure<S> {
     fn stage(&mut self, mut data: &[u8]) {
         while !data.is_empty() {
             let part;
-            if self.record.is_empty() && data.len() >= RECORD {
-                (part, data) = data.split_at(RECORD);
+            if data.len() >= LARGE {
+                self.seal_record();
+                (part, data) = data.split_at(data.len().min(RECORD));
                 self.seal(Some(part));
                 continue;
             }

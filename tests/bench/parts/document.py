@@ -1,7 +1,7 @@
 """The results as a document: tables in Markdown, and two charts."""
 
 from . import elsewhere
-from .cases import CASES, EVERYBODY, FLOOR, HAPROXY
+from .cases import CASES, EVERYBODY, FLOOR, FLOORS, HAPROXY, REFERENCES
 from .plot import Bar, bars
 from .runs import disturbed, middle, ratios, values
 
@@ -20,8 +20,9 @@ HAProxy relays TLS to TLS (`mode tcp`, `nbthread 2`), to a server in the generat
 between two clients. In all cases a tunnel is two TLS 1.3 connections with a P-256 certificate, and
 no session is ever resumed. "Floor" is the least that a relay made of tokio and rustls can cost: it
 copies bytes, and has no WebSocket, no pairing, no bounds. Two nodes are bridged over mutual TLS and
-have a Redis; their figures are sums of both, unless it says "of a node". Every message is checked
-byte by byte.
+have a Redis; their figures are sums of both, unless it says "of a node". "Two floors" are one behind
+the other, with TLS between them: the least for two nodes, without gRPC. Every message is checked byte
+by byte.
 """
 
 
@@ -69,7 +70,7 @@ class Judgement:
         if not found:
             return "failed"
         target = figure.target(contender)
-        if target is None or contender in (HAPROXY, FLOOR):
+        if target is None or contender in REFERENCES:
             return number(middle(found))
         # As it is printed: what looks like the target is the target.
         good = round(middle(found), 2) <= target
@@ -82,8 +83,8 @@ class Judgement:
 
 def judged(judgement, cases, is_ratio):
     """A table of targets: of the figures that are compared with HAProxy, or of the others."""
-    ours = [contender for contender in EVERYBODY if contender not in (HAPROXY, FLOOR)]
-    others = (FLOOR,) if is_ratio else (HAPROXY, FLOOR)
+    ours = [contender for contender in EVERYBODY if contender not in REFERENCES]
+    others = (FLOOR, FLOORS) if is_ratio else (HAPROXY, FLOOR)
     names = [contender.title for contender in ours]
     heads = ["", *[other.title for other in others]]
     heads += [*names[:2], "target", *names[2:], "target"]
@@ -95,7 +96,7 @@ def judged(judgement, cases, is_ratio):
             cells = [judgement.cell(case, figure, contender) for contender in (*others, *ours)]
             count = len(others) + 2
             unit = "" if is_ratio else f", {figure.unit}"
-            one, two = f"≤ {figure.one}", f"≤ {figure.two}"
+            one, two = ("–" if most is None else f"≤ {most}" for most in (figure.one, figure.two))
             rows.append([figure.title + unit, *cells[:count], one, *cells[count:], two])
     return table(heads, rows) if rows else ""
 
@@ -220,7 +221,7 @@ def chart_rows(case, figure, results):
     for contender in EVERYBODY:
         found = values(figure, results.get(contender.name, []))
         if found:
-            kind = "peer" if contender in (HAPROXY, FLOOR) else "ours"
+            kind = "peer" if contender in REFERENCES else "ours"
             rows.append(Bar(contender.title, middle(found), kind))
     key = f"{case.name}/{figure.name}"
     for name, known in elsewhere.ORIGINALS.items():

@@ -144,12 +144,20 @@ class Laboratory:
 
     def floor(self):
         """The least that a relay of the same parts costs."""
-        port, backend = free_port(), free_port()
-        server = Server([f"tls://127.0.0.1:{port}"], [], f"127.0.0.1:{backend}")
-        addresses = ["--listen", f"127.0.0.1:{port}", "--backend", server.backend]
-        process = self.spawn([self.bench, "floor", *addresses], server)
-        server.pids.append(process.pid)
-        self.wait(server, "the floor", lambda: accepts(port))
+        return self._floors(1)
+
+    def floors(self):
+        """The least that two of them cost, one behind the other."""
+        return self._floors(2)
+
+    def _floors(self, count):
+        *ports, backend = [free_port() for _ in range(count + 1)]
+        server = Server([f"tls://127.0.0.1:{ports[0]}"], [], f"127.0.0.1:{backend}")
+        for port, behind in zip(ports, [*ports[1:], backend]):
+            addresses = ["--listen", f"127.0.0.1:{port}", "--backend", f"127.0.0.1:{behind}"]
+            process = self.spawn([self.bench, "floor", *addresses], server)
+            server.pids.append(process.pid)
+            self.wait(server, "the floor", lambda port=port: accepts(port))
         return server
 
     def node(self, **settings):
