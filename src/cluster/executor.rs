@@ -2,7 +2,7 @@
 //!
 //! The task of hyper that sends a call's body wakes itself for each message: it asks h2 for room,
 //! and h2 tells it at once that there is some. A task of tokio that is woken while it runs goes to
-//! the end of the queue, and another thread is woken to take it from there. That would be a third
+//! the end of the queue, and another thread is woken to take it from there. That would be a quarter
 //! of what a small message costs between two nodes. Here, such a task goes on at once.
 
 use std::future::Future;
