@@ -1,5 +1,5 @@
 //! The bridge: how a tunnel's two nodes reach each other, by gRPC (`proto/`). The only place that
-//! knows tonic.
+//! knows tonic, and hyper's HTTP/2 below it.
 //!
 //! [`server`] takes calls from nodes that have claimed an offer of an endpoint here, [`client`]
 //! calls the nodes whose offers were claimed here, and both turn a call into a [`Leg`] for the

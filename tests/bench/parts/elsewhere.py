@@ -5,7 +5,7 @@ kind: 2 cores of an Intel Xeon as a virtual machine, Debian 12, medians of 3 run
 The original servers had an RSA key of 2048 bits (they take no other), Qt 5.15.8, an authenticator
 that says yes, and their statistics file on a RAM disk."""
 
-CITED = "measured earlier, on another machine of this kind"
+CITED = "measured earlier, on 2 cores of an Intel Xeon"
 
 
 # By figure: the value, or none if it was not measured.
