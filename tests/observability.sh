@@ -144,9 +144,9 @@ if [ -z "$binaries" ]; then
 fi
 
 say "two nodes, Redis and Prometheus"
-read -r redis web one two admin1 admin2 bridge1 bridge2 < <("$python" - <<'PYTHON'
+read -r redis web one two admin1 admin2 bridge1 bridge2 app < <("$python" - <<'PYTHON'
 import socket
-sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(8)]
+sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(9)]
 print(*(it.getsockname()[1] for it in sockets))
 PYTHON
 )
@@ -216,6 +216,23 @@ tunnel() {
 tunnel "$one" "$admin1" "$two" "over two nodes" || fail "no tunnel over two nodes"
 tunnel "$two" "$admin2" "$one" "and back" || fail "no tunnel over two nodes"
 tunnel "$two" "$admin2" "$two" "on one node" || fail "no tunnel on one node"
+# A gateway and an app, which are gone afterwards.
+in_background() {
+  timeout 30 "$binaries/nymea-remoteproxy-client" -i --url "wss://127.0.0.1:$1" "${@:2}" \
+    >>"$work/client.log" 2>&1 &
+  processes+=($!)
+}
+registered() { has "$1" "^remoteproxy_registrations_total{outcome=\"registered\".*role=\"$2\""; }
+uuid=$(cat /proc/sys/kernel/random/uuid)
+in_background "$one" --gateway --uuid "$uuid" --connect "127.0.0.1:$redis"
+gateway_process=$!
+within 10 registered "$admin1" gateway || fail "no gateway registers"
+in_background "$two" --app --server-uuid "$uuid" --listen "127.0.0.1:$app"
+app_process=$!
+within 10 listens "$app" || fail "the client for apps does not listen"
+within 10 registered "$admin2" app || fail "no app registers over two nodes"
+kill "$app_process" "$gateway_process"
+within 10 has "$admin1" '^remoteproxy_gateway_duration_seconds_count ' || fail "no gateway ends"
 # Nobody comes, and there is no room.
 REMOTEPROXY_TOKEN=lonely timeout 1 "$binaries/nymea-remoteproxy-client" -i \
   --url "wss://127.0.0.1:$two" </dev/null >/dev/null 2>&1 || true
