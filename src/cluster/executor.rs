@@ -63,11 +63,14 @@ impl Wake for State {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        let running = (RUNNING, RUNNING_AND_WOKEN);
-        let order = Ordering::AcqRel;
-        match self.at.compare_exchange(running.0, running.1, order, Ordering::Acquire) {
-            Ok(_) | Err(RUNNING_AND_WOKEN) => {}
-            Err(_) => self.outer.wake(),
+        let marked = self.at.compare_exchange(
+            RUNNING,
+            RUNNING_AND_WOKEN,
+            Ordering::AcqRel,
+            Ordering::Acquire,
+        );
+        if marked == Err(WAITING) {
+            self.outer.wake();
         }
     }
 }

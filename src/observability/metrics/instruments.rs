@@ -9,6 +9,7 @@ const STEPS: [f64; 16] = [
 ];
 /// Times of waits and tunnels, in seconds.
 const STAYS: [f64; 8] = [0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 21_600.0, 86_400.0];
+
 /// One of each.
 pub(super) struct Instruments {
     pub(super) connections: UpDownCounter<i64>,

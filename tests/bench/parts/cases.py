@@ -118,7 +118,7 @@ IDLE = Case(
             "KiB",
             "kib_per_endpoint_after_messages",
             20,
-            None,
+            36,
             False,
         ),
     ),
@@ -130,14 +130,14 @@ MANY = Case(
     "many",
     ("idle", "--tunnels", "5000", "--hold", "40", "--close"),
     (
-        Figure("cpu", "CPU of 10,000 idle endpoints", "% of a core", "idle_cpu_percent", 1, None, False),
+        Figure("cpu", "CPU of 10,000 idle endpoints", "% of a core", "idle_cpu_percent", 1, 2, False),
         Figure(
             "closed",
             "memory 10 s after they are closed, to that before",
             "×",
             "closed_to_before",
             1.3,
-            None,
+            1.3,
             False,
         ),
         Figure("idle", "memory per endpoint of 10,000", "KiB", "kib_per_endpoint", 16, 32, False),
@@ -158,7 +158,7 @@ STALLED = Case(
 STALLED_BOTH = Case(
     "stalled-both",
     ("stalled", "--tunnels", "8", "--both"),
-    (Figure("memory", "the same, stalled both ways", "MiB", "mib_more_of_each"),),
+    (Figure("memory", "the same, stalled both ways", "MiB", "mib_more_of_each", 8, 16, False),),
     BINARY,
 )
 

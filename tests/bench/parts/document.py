@@ -96,7 +96,7 @@ def judged(judgement, cases, is_ratio):
             cells = [judgement.cell(case, figure, contender) for contender in (*others, *ours)]
             count = len(others) + 2
             unit = "" if is_ratio else f", {figure.unit}"
-            one, two = ("–" if most is None else f"≤ {most}" for most in (figure.one, figure.two))
+            one, two = f"≤ {figure.one}", f"≤ {figure.two}"
             rows.append([figure.title + unit, *cells[:count], one, *cells[count:], two])
     return table(heads, rows) if rows else ""
 

@@ -1,6 +1,6 @@
 """Figures of peers that are not measured here: measured once, with another generator that works in
-the same way (checked messages, one write each, no TLS session resumed), on a machine of the same
-kind: 2 cores of an Intel Xeon as a virtual machine, Debian 12, medians of 3 runs, 2026-11-22.
+the same way (checked messages, one write each, no TLS session resumed), on 2 cores of
+an Intel Xeon as a virtual machine, Debian 12, medians of 3 runs, 2026-11-22.
 
 The original servers had an RSA key of 2048 bits (they take no other), Qt 5.15.8, an authenticator
 that says yes, and their statistics file on a RAM disk."""
