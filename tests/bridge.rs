@@ -6,13 +6,13 @@ mod support;
 use std::path::Path;
 use std::sync::Arc;
 
-use futures_util::StreamExt;
+use futures_util::stream::{self, StreamExt};
 use hyper_util::rt::TokioIo;
 use nymea_remoteproxy::node::Node;
 use nymea_remoteproxy_proto::bridge::v1::bridge_client::BridgeClient;
 use nymea_remoteproxy_proto::bridge::v1::frame::Content;
 use nymea_remoteproxy_proto::bridge::v1::refused::Reason;
-use nymea_remoteproxy_proto::bridge::v1::{Attach, Data, Frame, Profile, Refused};
+use nymea_remoteproxy_proto::bridge::v1::{Attach, Data, Frame, Profile, Refused, close};
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -68,7 +68,7 @@ async fn connect(node: &Node, ca: &Path, pair: Option<Pair<'_>>) -> Result<Chann
 async fn call(channel: Channel, first: Content) -> Result<Content, Status> {
     let first = Frame { content: Some(first) };
     // Goes on, as that of a node that waits for the answer.
-    let outgoing = futures_util::stream::iter([first]).chain(futures_util::stream::pending());
+    let outgoing = stream::iter([first]).chain(stream::pending());
     let mut client = BridgeClient::new(channel);
     let mut incoming = soon("a stream", client.tunnel(outgoing)).await?.into_inner();
     let answer = soon("an answer", incoming.message()).await?.expect("a frame");
@@ -168,6 +168,59 @@ async fn without_the_secret_of_the_offer_nobody_gets_its_endpoint() {
     let Content::Attached(attached) = attached else { panic!("{attached:?}") };
     assert_eq!(attached.profile.expect("a profile").name, "waiting");
     assert_eq!(waiting.established().await["params"]["name"], "by hand");
+}
+
+#[tokio::test]
+async fn a_tunnel_is_a_call_of_grpc_to_others_too() {
+    let cluster = Cluster::start(1).await;
+    let node = &cluster.nodes[0];
+    let mut waiting = Endpoint::connect(node).await;
+    waiting.authenticate(r#""token":"t","uuid":"u1","name":"waiting""#).await;
+    let attach = claim(&cluster).await;
+    let (certificate, key) = cluster.certificates.issue("visitor");
+    let ca = cluster.certificates.ca();
+    let channel = connect(node, &ca, Some((&certificate, &key))).await.expect("a connection");
+    let (say, said) = tokio::sync::mpsc::unbounded_channel();
+    let said = stream::unfold(said, async |mut said| Some((said.recv().await?, said)));
+    let say = |content| say.send(Frame { content: Some(content) }).expect("it listens");
+    say(Content::Attach(attach));
+    let mut client = BridgeClient::new(channel);
+    let answers = soon("a stream", client.tunnel(said)).await.expect("a stream");
+    let mut answers = answers.into_inner();
+    let mut next = async || soon("a frame", answers.message()).await.expect("a frame");
+    let attached = next().await.and_then(|frame| frame.content);
+    assert!(matches!(attached, Some(Content::Attached(_))), "{attached:?}");
+    waiting.established().await;
+
+    let messages = [0, 10, 5000, 70_000, 300_000].map(|size| "x".repeat(size));
+    for message in &messages {
+        waiting.send(Message::text(message)).await;
+        let (mut heard, mut is_last) = (Vec::new(), false);
+        while !is_last {
+            let data = next().await.and_then(|frame| frame.content);
+            let Some(Content::Data(data)) = data else { panic!("{data:?}") };
+            assert!(data.text && data.payload.len() <= 64 * 1024);
+            heard.extend_from_slice(&data.payload);
+            is_last = data.last;
+        }
+        assert!(heard == message.as_bytes(), "{} bytes of {}", heard.len(), message.len());
+        for (part, is_last) in [
+            (&message[..message.len() / 2], false),
+            ("", false),
+            (&message[message.len() / 2..], true),
+        ] {
+            let payload = part.to_owned().into();
+            say(Content::Data(Data { text: true, last: is_last, payload, stream: false }));
+        }
+        assert!(waiting.text().await == *message, "{} bytes", message.len());
+    }
+
+    waiting.send(Message::Close(None)).await;
+    let close = next().await.and_then(|frame| frame.content);
+    let Some(Content::Close(close)) = close else { panic!("{close:?}") };
+    assert_eq!(close.reason(), close::Reason::Left);
+    // The status of the call says that all is well.
+    assert_eq!(next().await, None);
 }
 
 /// A tunnel across nodes from its first connection to its end.

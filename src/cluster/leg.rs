@@ -6,22 +6,21 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use futures_util::{FutureExt, Stream};
+use futures_util::FutureExt;
 use nymea_remoteproxy_proto::bridge::v1::frame::Content;
 use nymea_remoteproxy_proto::bridge::v1::{Finished, Frame};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
-use tonic::{Status, Streaming};
 
-use super::client::CountGuard;
-use super::outbox::Outbox;
+use super::call::{CallError, Incoming, Outgoing};
+use super::peer::CountGuard;
 use super::wire::{self, Refusal};
 use crate::lifecycle::Lifecycle;
 use crate::observability::metrics::StreamGauge;
-use crate::protocol::{Chunk, Close, Profile, without_its_block};
+use crate::protocol::{Chunk, Close, Profile};
 use crate::transport::{End, Leg};
 
-/// Payload of fewer bytes is copied before it waits.
-const SMALL: usize = 1024;
+/// What comes in a call: a frame, its end, or why it has ended before its time.
+type Received = Result<Option<Frame>, CallError>;
 
 /// How a node answers a bridge.
 pub struct Answer {
@@ -36,14 +35,15 @@ impl Answer {
     }
 
     /// Yes: here is the endpoint with this profile.
-    pub fn accept(self, profile: &Profile) -> Box<dyn Leg> {
-        self.leg.outbox.push(wire::attached(profile, &self.node), 0);
+    pub fn accept(mut self, profile: &Profile) -> Box<dyn Leg> {
+        self.leg.outgoing.push(&wire::attached(profile, &self.node));
+        self.leg.outgoing.flush();
         Box::new(self.leg)
     }
 
     /// No.
     pub fn refuse(mut self, refusal: Refusal) {
-        self.leg.outbox.push(wire::refused(refusal), 0);
+        self.leg.outgoing.push(&wire::refused(refusal));
         self.leg.linger();
     }
 }
@@ -51,8 +51,8 @@ impl Answer {
 /// One end of a tunnel's call.
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(super) struct BridgeLeg {
-    outbox: Outbox,
-    incoming: Option<Streaming<Frame>>,
+    outgoing: Outgoing,
+    incoming: Option<Incoming>,
     /// How long the other node may take nothing, and how long its last data may take.
     stalled: Duration,
     blocked: Option<Instant>,
@@ -76,14 +76,14 @@ pub(super) enum Counted {
 
 impl BridgeLeg {
     pub(super) fn new(
-        outbox: Outbox,
-        incoming: Streaming<Frame>,
+        outgoing: Outgoing,
+        incoming: Incoming,
         stalled: Duration,
         lifecycle: Lifecycle,
         counted: Counted,
     ) -> Self {
         Self {
-            outbox,
+            outgoing,
             incoming: Some(incoming),
             stalled,
             blocked: None,
@@ -100,7 +100,7 @@ impl BridgeLeg {
     /// Sends nothing more, and lets the call live until the other node has ended it: it may still
     /// be handing the last data to a slow endpoint.
     fn linger(&mut self) {
-        self.outbox.close();
+        self.outgoing.close();
         if let Some(incoming) = self.incoming.take() {
             let time = self.stalled;
             self.lifecycle.spawn(async move {
@@ -114,19 +114,55 @@ impl BridgeLeg {
         Self { knows_finished, ..self }
     }
 
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, Status>>> {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Received> {
         match &mut self.incoming {
-            Some(incoming) => Pin::new(incoming).poll_next(cx),
-            None => Poll::Ready(None),
+            Some(incoming) => incoming.poll_message(cx),
+            None => Poll::Ready(Ok(None)),
         }
     }
+}
 
-    fn poll_outbox(
-        &mut self,
-        cx: &mut Context<'_>,
-        poll: impl FnOnce(&Outbox, &mut Context<'_>) -> Poll<Result<(), ()>>,
-    ) -> Poll<Result<(), End>> {
-        let polled = poll(&self.outbox, cx);
+async fn drain(mut incoming: Incoming) {
+    while let Ok(Some(_)) = incoming.message::<Frame>().await {}
+}
+
+/// How the frame that comes in place of data ends the tunnel.
+fn end_of(last: Received) -> End {
+    match last {
+        Ok(Some(Frame { content: Some(Content::Close(close)) })) => wire::read_close(close),
+        Ok(Some(_)) => End::Fault(Close::TransportViolation),
+        Ok(None) => lost("the other node has ended the bridge without a goodbye"),
+        Err(error) => End::Lost(io::Error::other(error)),
+    }
+}
+
+fn lost(why: &'static str) -> End {
+    End::Lost(io::Error::new(io::ErrorKind::ConnectionAborted, why))
+}
+
+impl Leg for BridgeLeg {
+    fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Chunk, End>> {
+        let end = match ready!(self.poll_frame(cx)) {
+            Ok(Some(Frame { content: Some(Content::Data(data)) })) => {
+                return Poll::Ready(Ok(wire::read_data(data)));
+            }
+            Ok(Some(Frame { content: Some(Content::Finished(Finished {})) }))
+                if !self.heard_end =>
+            {
+                self.heard_end = true;
+                // From now on it is the health that reads.
+                cx.waker().wake_by_ref();
+                return Poll::Ready(Err(End::Finished));
+            }
+            last => end_of(last),
+        };
+        // Nothing goes to an endpoint that has left: this end of the call is over, too.
+        self.outgoing.close();
+        Poll::Ready(Err(end))
+    }
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+        let polled = self.outgoing.poll_ready(cx);
         if polled.is_ready() {
             self.blocked = None;
         } else if self.blocked.is_none() {
@@ -143,66 +179,17 @@ impl BridgeLeg {
         }
         polled.map_err(|()| lost("the bridge has ended"))
     }
-}
 
-async fn drain(mut incoming: Streaming<Frame>) {
-    while let Ok(Some(_)) = incoming.message().await {}
-}
-
-/// How the frame that comes in place of data ends the tunnel.
-fn end_of(last: Option<Result<Frame, Status>>) -> End {
-    match last {
-        Some(Ok(Frame { content: Some(Content::Close(close)) })) => wire::read_close(close),
-        Some(Ok(_)) => End::Fault(Close::TransportViolation),
-        Some(Err(status)) => End::Lost(io::Error::other(status)),
-        None => lost("the other node has ended the bridge without a goodbye"),
-    }
-}
-
-fn lost(why: &'static str) -> End {
-    End::Lost(io::Error::new(io::ErrorKind::ConnectionAborted, why))
-}
-
-impl Leg for BridgeLeg {
-    fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Chunk, End>> {
-        let end = match ready!(self.poll_frame(cx)) {
-            Some(Ok(Frame { content: Some(Content::Data(data)) })) => {
-                return Poll::Ready(Ok(wire::read_data(data)));
-            }
-            Some(Ok(Frame { content: Some(Content::Finished(Finished {})) }))
-                if !self.heard_end =>
-            {
-                self.heard_end = true;
-                // From now on it is the health that reads.
-                cx.waker().wake_by_ref();
-                return Poll::Ready(Err(End::Finished));
-            }
-            last => end_of(last),
-        };
-        // Nothing goes to an endpoint that has left: this end of the call is over, too.
-        self.outbox.close();
-        Poll::Ready(Err(end))
-    }
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
-        self.poll_outbox(cx, Outbox::poll_ready)
-    }
-
-    fn send(&mut self, _cx: &mut Context<'_>, mut chunk: Chunk) -> Result<(), End> {
-        chunk.data = without_its_block(chunk.data, SMALL);
-        let size = chunk.data.len();
-        self.outbox.push(wire::data(chunk), size);
+    fn send(&mut self, _cx: &mut Context<'_>, chunk: Chunk) -> Result<(), End> {
+        self.outgoing.push_data(chunk);
         Ok(())
     }
 
-    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
-        // What is in the outbox goes out without help, so it never holds anything back; but
-        // before the end, all of it must be gone.
-        if self.said_goodbye {
-            self.poll_outbox(cx, Outbox::poll_flush)
-        } else {
-            Poll::Ready(Ok(()))
-        }
+    fn poll_flush(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+        // What is in the hands of HTTP/2 goes out without help; a call that has ended lives on
+        // until it has (see `linger`).
+        self.outgoing.flush();
+        Poll::Ready(Ok(()))
     }
 
     fn poll_health(&mut self, cx: &mut Context<'_>) -> Poll<End> {
@@ -218,7 +205,7 @@ impl Leg for BridgeLeg {
         }
         if self.heard_end {
             let end = end_of(ready!(self.poll_frame(cx)));
-            self.outbox.close();
+            self.outgoing.close();
             return Poll::Ready(end);
         }
         Poll::Pending
@@ -230,7 +217,7 @@ impl Leg for BridgeLeg {
 
     fn send_end(&mut self, _cx: &mut Context<'_>) -> bool {
         if self.knows_finished {
-            self.outbox.push(wire::frame(Content::Finished(Finished {})), 0);
+            self.outgoing.push(&wire::frame(Content::Finished(Finished {})));
         }
         self.knows_finished
     }
@@ -241,16 +228,16 @@ impl Leg for BridgeLeg {
 
     fn send_close(&mut self, _cx: &mut Context<'_>, close: Close) {
         if !std::mem::replace(&mut self.said_goodbye, true) {
-            self.outbox.push(wire::close(close), 0);
-            self.outbox.close();
+            self.outgoing.push(&wire::close(close));
+            self.outgoing.close();
         }
     }
 
     fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             match ready!(self.poll_frame(cx)) {
-                Some(Ok(_)) => {}
-                Some(Err(_)) | None => return Poll::Ready(()),
+                Ok(Some(_)) => {}
+                Ok(None) | Err(_) => return Poll::Ready(()),
             }
         }
     }

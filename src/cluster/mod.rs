@@ -1,15 +1,25 @@
 //! The bridge: how a tunnel's two nodes reach each other, by gRPC (`proto/`). The only place that
-//! knows tonic, and hyper's HTTP/2 below it.
+//! knows tonic, and the HTTP/2 below it.
 //!
 //! [`server`] takes calls from nodes that have claimed an offer of an endpoint here, [`client`]
 //! calls the nodes whose offers were claimed here, and both turn a call into a [`Leg`] for the
 //! relay. Sessions are not known here: an incoming bridge is given to whoever implements
 //! [`Attach`].
+//!
+//! The way of the data: `leg`, the relay's side of a call; `call`, its messages; `connection`, the
+//! HTTP/2 connection that it shares with others, of which a `peer` has a few; `tls`.
+//!
+//! Messages and status are those that tonic generates and knows, but between them and h2 there is
+//! no more than `call`: with tonic's own server and channel, each call has a task of hyper's on
+//! either node that every message must wake, and each message is copied once more on its way out
+//! and on its way in.
 
+mod call;
 pub mod client;
-mod executor;
+mod connection;
 mod leg;
-mod outbox;
+mod peer;
+mod pieces;
 pub mod server;
 pub mod tls;
 mod wire;
@@ -31,10 +41,7 @@ pub use wire::Refusal;
 /// The version of the bridge protocol that this node speaks.
 pub const VERSION: u32 = 1;
 
-/// What a tunnel may have under way in one direction between two nodes, in bytes: the flow-control
-/// window of its stream. 2 MiB is 100 MiB/s at a round trip of 20 ms.
-const STREAM_WINDOW: u32 = 2 << 20;
-/// The window of a connection is no limit of its own: with one that some stalled tunnels can use
+/// The window of a connection, in bytes. It is no limit of its own: with one that some stalled tunnels can use
 /// up, they would stall all others, and each tunnel is bounded by its stream anyway.
 const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 /// The largest frame of HTTP/2, in bytes: a piece of a message and what is around it are one frame.
@@ -49,7 +56,13 @@ const PING_INTERVAL: Duration = Duration::from_secs(10);
 const MAX_NODE_NAME: usize = 256;
 /// The metadata of a call that places the connection of the second endpoint in its trace.
 const CONNECTION_TRACE: &str = "connection-traceparent";
-/// How long that may take, and how long each step of a bridge's set-up may take.
+/// The type of the messages of a call.
+const GRPC: &str = "application/grpc";
+/// The methods of the service.
+const TUNNEL: &str = "/nymea.remoteproxy.bridge.v1.Bridge/Tunnel";
+const PROBE: &str = "/nymea.remoteproxy.bridge.v1.Bridge/Probe";
+const PING: &str = "/nymea.remoteproxy.bridge.v1.Bridge/Ping";
+/// How long each step of a bridge's set-up may take, and a sign of life.
 const STEP: Duration = Duration::from_secs(3);
 
 /// A tunnel's end on another node.

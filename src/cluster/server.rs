@@ -5,31 +5,27 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
-use futures_util::stream::{Map, StreamExt};
-use hyper::rt::Executor;
-use hyper::server::conn::http2;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
-use nymea_remoteproxy_proto::bridge::v1::bridge_server::{Bridge, BridgeServer};
+use h2::server::SendResponse;
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, HeaderValue, Response};
 use nymea_remoteproxy_proto::bridge::v1::frame::Content;
 use nymea_remoteproxy_proto::bridge::v1::{
     Frame, PingReply, PingRequest, ProbeReply, ProbeRequest,
 };
+use prost::Message;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::Status;
 use tracing::{debug, warn};
 
-use super::executor::AtOnce;
+use super::call::{CallError, Incoming as Messages, Outgoing, Role};
+use super::connection::{Accepted, Request};
 use super::leg::{Answer, BridgeLeg, Counted};
-use super::outbox::{Outgoing, outbox};
+use super::pieces::Pieces;
 use super::tls::{BridgeStream, BridgeTls};
 use super::wire::{Asked, name_of, read_attach, read_offer};
-use super::{
-    Attach, CONNECTION_TRACE, CONNECTION_WINDOW, FRAME_SIZE, Incoming, KEEPALIVE_INTERVAL,
-    MAX_STREAMS, STEP, STREAM_WINDOW,
-};
+use super::{Attach, CONNECTION_TRACE, GRPC, Incoming, PING, PROBE, STEP, TUNNEL};
 use crate::lifecycle::Lifecycle;
 use crate::observability::Metrics;
 use crate::observability::trace::Attaching;
@@ -37,8 +33,6 @@ use crate::trace_parent::TraceParent;
 
 /// Connections whose TLS handshake is under way; more wait to be accepted.
 const HANDSHAKES_AT_ONCE: usize = 64;
-/// The largest frame that is read, in bytes: a piece of a message and what is around it.
-const MAX_FRAME: usize = 128 * 1024;
 
 /// What the bridge's server needs.
 pub struct BridgeService {
@@ -56,16 +50,7 @@ pub struct BridgeService {
 
 /// Serves until the task is aborted.
 pub async fn serve(service: BridgeService, listener: TcpListener, tls: Option<BridgeTls>) {
-    let bridge = BridgeServer::new(service).max_decoding_message_size(MAX_FRAME);
-    let mut connections = http2::Builder::new(AtOnce);
-    connections
-        .timer(TokioTimer::new())
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_frame_size(FRAME_SIZE)
-        .max_concurrent_streams(MAX_STREAMS)
-        .keep_alive_interval(KEEPALIVE_INTERVAL)
-        .keep_alive_timeout(STEP);
+    let service = Arc::new(service);
     let places = Arc::new(Semaphore::new(HANDSHAKES_AT_ONCE));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
@@ -77,8 +62,8 @@ pub async fn serve(service: BridgeService, listener: TcpListener, tls: Option<Br
                 continue;
             }
         };
-        let (tls, connections, bridge) = (tls.clone(), connections.clone(), bridge.clone());
-        AtOnce.execute(async move {
+        let (tls, service) = (tls.clone(), Arc::clone(&service));
+        tokio::spawn(async move {
             let stream = match timeout(STEP, secure(tcp, tls)).await {
                 Ok(Ok(stream)) => stream,
                 Ok(Err(error)) => {
@@ -91,12 +76,73 @@ pub async fn serve(service: BridgeService, listener: TcpListener, tls: Option<Br
                 }
             };
             drop(place);
-            let bridge = TowerToHyperService::new(bridge);
-            let served = connections.serve_connection(TokioIo::new(stream), bridge).await;
-            if let Err(error) = served {
+            if let Err(error) = serve_connection(&service, stream).await {
                 debug!(%node_addr, %error, "a node's connection has failed");
             }
         });
+    }
+}
+
+async fn serve_connection(
+    service: &Arc<BridgeService>,
+    stream: BridgeStream,
+) -> Result<(), h2::Error> {
+    let mut connection = Accepted::new(stream).await?;
+    while let Some(request) = connection.request().await {
+        // As many at once as a connection has streams.
+        tokio::spawn(respond(Arc::clone(service), request?));
+    }
+    Ok(())
+}
+
+async fn respond(service: Arc<BridgeService>, (request, mut respond): Request) {
+    let (head, body) = request.into_parts();
+    let messages = Messages::new(body);
+    let done = match head.uri.path() {
+        TUNNEL => service.tunnel(&head.headers, messages, &mut respond).await,
+        PROBE => unary(messages, &mut respond, |request| service.probe(request)).await,
+        PING => unary(messages, &mut respond, |request| service.ping(request)).await,
+        _ => Err(Status::unimplemented("the bridge has no such method")),
+    };
+    if let Err(status) = done {
+        // A caller that has gone away asks no more.
+        let _gone = respond.send_response(status.into_http(), true);
+    }
+}
+
+/// The messages of a call's response, behind its head.
+fn answer(respond: &mut SendResponse<Pieces>) -> Result<Outgoing, Status> {
+    let mut head = Response::new(());
+    head.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(GRPC));
+    let stream = respond.send_response(head, false);
+    stream.map(|stream| Outgoing::new(stream, Role::Called)).map_err(|_| given_up())
+}
+
+/// A call with one message each way.
+async fn unary<Q: Message + Default, R: Message>(
+    mut messages: Messages,
+    respond: &mut SendResponse<Pieces>,
+    reply: impl AsyncFnOnce(Q) -> Result<R, Status>,
+) -> Result<(), Status> {
+    let request = timeout(STEP, messages.message()).await;
+    let request = request.map_err(|_| Status::deadline_exceeded("no request in time"))?;
+    let request = request.map_err(unusable)?;
+    let reply = reply(request.ok_or_else(|| Status::invalid_argument("no request"))?).await?;
+    let mut outgoing = answer(respond)?;
+    outgoing.push(&reply);
+    outgoing.close();
+    Ok(())
+}
+
+fn given_up() -> Status {
+    Status::cancelled("the caller has given up")
+}
+
+/// What a caller hears whose messages make no sense.
+fn unusable(error: CallError) -> Status {
+    match error {
+        CallError::Status(_) | CallError::Stream(_) => given_up(),
+        CallError::Malformed(why) => Status::invalid_argument(why),
     }
 }
 
@@ -108,33 +154,32 @@ async fn secure(tcp: TcpStream, tls: Option<BridgeTls>) -> io::Result<BridgeStre
     }
 }
 
-#[tonic::async_trait]
-impl Bridge for BridgeService {
-    type TunnelStream = Map<Outgoing, fn(Frame) -> Result<Frame, Status>>;
-
+impl BridgeService {
     async fn tunnel(
         &self,
-        request: Request<Streaming<Frame>>,
-    ) -> Result<Response<Self::TunnelStream>, Status> {
+        headers: &HeaderMap,
+        mut messages: Messages,
+        respond: &mut SendResponse<Pieces>,
+    ) -> Result<(), Status> {
         let began = Instant::now();
-        let place = |name| request.metadata().get(name)?.to_str().ok()?.parse::<TraceParent>().ok();
+        let place = |name| headers.get(name)?.to_str().ok()?.parse::<TraceParent>().ok();
         let (call, second) = (place("traceparent"), place(CONNECTION_TRACE));
         let attaching = Attaching { call, second, began };
-        let mut incoming = request.into_inner();
-        let first = timeout(STEP, incoming.message()).await;
-        let first = first.map_err(|_| Status::deadline_exceeded("no Attach in time"))??;
-        let Some(Frame { content: Some(Content::Attach(attach)) }) = first else {
+        let first = timeout(STEP, messages.message()).await;
+        let first = first.map_err(|_| Status::deadline_exceeded("no Attach in time"))?;
+        let Some(Frame { content: Some(Content::Attach(attach)) }) = first.map_err(unusable)?
+        else {
             return Err(Status::invalid_argument("the first frame must be Attach"));
         };
         // It sends nothing more until it is answered, except that it has given up: as it does when
         // this node was frozen for a while. Nobody is to be told of a partner that is gone.
-        if incoming.message().now_or_never().is_some() {
-            return Err(Status::cancelled("the caller has given up"));
+        if messages.message::<Frame>().now_or_never().is_some() {
+            return Err(given_up());
         }
-        let (outbox, outgoing) = outbox();
+        let outgoing = answer(respond)?;
         let node = name_of(&attach.node);
         let counted = Counted::In { _gauge: self.metrics.bridge_stream_in(node) };
-        let leg = BridgeLeg::new(outbox, incoming, self.stalled, self.lifecycle.clone(), counted)
+        let leg = BridgeLeg::new(outgoing, messages, self.stalled, self.lifecycle.clone(), counted)
             .knowing_finished(attach.finished);
         let answer = Answer::new(leg, Arc::clone(&self.node));
         match read_attach(&attach) {
@@ -147,18 +192,18 @@ impl Bridge for BridgeService {
                 answer.refuse(refusal);
             }
         }
-        Ok(Response::new(outgoing.map(Ok)))
+        Ok(())
     }
 
-    async fn probe(&self, request: Request<ProbeRequest>) -> Result<Response<ProbeReply>, Status> {
-        let ProbeRequest { registration, secret } = request.into_inner();
+    async fn probe(&self, request: ProbeRequest) -> Result<ProbeReply, Status> {
+        let ProbeRequest { registration, secret } = request;
         let (registration, secret) = read_offer(&registration, &secret)
             .map_err(|_| Status::invalid_argument("registration and secret have 16 bytes each"))?;
         let alive = Arc::clone(&self.attach).probe(registration, secret).await;
-        Ok(Response::new(ProbeReply { alive }))
+        Ok(ProbeReply { alive })
     }
 
-    async fn ping(&self, _: Request<PingRequest>) -> Result<Response<PingReply>, Status> {
-        Ok(Response::new(PingReply { node: self.node.as_ref().into() }))
+    async fn ping(&self, _: PingRequest) -> Result<PingReply, Status> {
+        Ok(PingReply { node: self.node.as_ref().into() })
     }
 }

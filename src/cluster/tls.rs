@@ -5,6 +5,7 @@ use std::io;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
@@ -17,7 +18,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 use tokio_util::either::Either;
 
-use super::client::CountGuard;
+use super::peer::CountGuard;
 use crate::transport::tls::{TlsError, read_chain, read_pair};
 
 /// Read at once from a connection between nodes; rustls asks for 4 KiB each time.
@@ -123,9 +124,21 @@ fn buffered(tcp: TcpStream) -> BufReader<TcpStream> {
     BufReader::with_capacity(READ_BUFFER, tcp)
 }
 
+/// Whether anything has come in lately.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Heard(Arc<AtomicBool>);
+
+impl Heard {
+    /// Whether anything has come in since this was asked last.
+    pub(super) fn take(&self) -> bool {
+        self.0.swap(false, Ordering::Relaxed)
+    }
+}
+
 /// A connection between two nodes.
 pub(super) struct BridgeStream {
     stream: Either<TcpStream, Box<Tls>>,
+    heard: Heard,
     /// Counts it as long as it lives.
     _counted: Option<CountGuard>,
 }
@@ -133,16 +146,21 @@ pub(super) struct BridgeStream {
 impl BridgeStream {
     /// Without TLS.
     pub(super) fn plain(tcp: TcpStream) -> Self {
-        Self { stream: Either::Left(tcp), _counted: None }
+        Self { stream: Either::Left(tcp), heard: Heard::default(), _counted: None }
     }
 
     fn secure(tls: Tls) -> Self {
-        Self { stream: Either::Right(Box::new(tls)), _counted: None }
+        Self { stream: Either::Right(Box::new(tls)), heard: Heard::default(), _counted: None }
     }
 
     /// The same, counted.
     pub(super) fn counted(self, count: CountGuard) -> Self {
         Self { _counted: Some(count), ..self }
+    }
+
+    /// Notes what comes in.
+    pub(super) fn heard(&self) -> Heard {
+        self.heard.clone()
     }
 
     fn stream(self: Pin<&mut Self>) -> Pin<&mut Either<TcpStream, Box<Tls>>> {
@@ -156,7 +174,12 @@ impl AsyncRead for BridgeStream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.stream().poll_read(cx, buf)
+        let (before, this) = (buf.filled().len(), self.get_mut());
+        let polled = Pin::new(&mut this.stream).poll_read(cx, buf);
+        if buf.filled().len() > before {
+            this.heard.0.store(true, Ordering::Relaxed);
+        }
+        polled
     }
 }
 

@@ -3,6 +3,8 @@
 use bytes::Bytes;
 use nymea_remoteproxy_proto::bridge::v1 as proto;
 use nymea_remoteproxy_proto::bridge::v1::frame::Content;
+use prost::Message;
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 use proto::close;
 use proto::refused::Reason;
 use thiserror::Error;
@@ -170,11 +172,23 @@ pub(super) fn name_of(said: &str) -> &str {
     }
 }
 
-pub(super) fn data(chunk: Chunk) -> proto::Frame {
-    let Chunk { kind, data: payload, last } = chunk;
-    let (text, stream) = (kind == Kind::Text, kind == Kind::Stream);
+/// Writes the beginning of a frame of data: its payload comes behind it, and need not be copied for
+/// that.
+pub(super) fn put_data_head(chunk: &Chunk, out: &mut Vec<u8>) {
+    const CONTENT_DATA: u32 = 4;
+    const DATA_PAYLOAD: u32 = 3;
+    let (text, stream) = (chunk.kind == Kind::Text, chunk.kind == Kind::Stream);
     // A node that knows no streams makes a message of each piece.
-    frame(Content::Data(proto::Data { text, last: last || stream, payload, stream }))
+    let last = chunk.last || stream;
+    let before = proto::Data { text, last, payload: Bytes::new(), stream };
+    let payload = chunk.data.len();
+    let head = before.encoded_len() + key_len(DATA_PAYLOAD) + encoded_len_varint(payload as u64);
+    encode_key(CONTENT_DATA, WireType::LengthDelimited, out);
+    encode_varint((head + payload) as u64, out);
+    before.encode(out).expect("a vector has room");
+    // Fields may have any order: whatever its number, this is the last one.
+    encode_key(DATA_PAYLOAD, WireType::LengthDelimited, out);
+    encode_varint(payload as u64, out);
 }
 
 pub(super) fn read_data(data: proto::Data) -> Chunk {
@@ -213,9 +227,15 @@ mod tests {
     #[test]
     fn every_kind_of_chunk_survives_the_wire() {
         let part = Chunk { last: false, ..Chunk::binary("part") };
-        for chunk in [Chunk::text("t"), Chunk::binary("b"), part, Chunk::stream("s")] {
-            let Some(Content::Data(sent)) = data(chunk.clone()).content else { panic!("data") };
-            assert_eq!(read_data(sent), chunk);
+        let long = Chunk::binary(vec![7; 70_000]);
+        let empty = Chunk::text("");
+        for chunk in [Chunk::text("t"), Chunk::binary("b"), part, Chunk::stream("s"), long, empty] {
+            let mut sent = Vec::new();
+            put_data_head(&chunk, &mut sent);
+            sent.extend_from_slice(&chunk.data);
+            let frame = proto::Frame::decode(&*sent).expect("a frame");
+            let Some(Content::Data(data)) = frame.content else { panic!("data") };
+            assert_eq!(read_data(data), chunk);
         }
     }
 

@@ -250,6 +250,7 @@ fn not_bridged(gateway: OfferId, error: &BridgeError) -> Option<TunnelProxyError
         )
         | BridgeError::Address(_)
         | BridgeError::Unreachable(_)
+        | BridgeError::Call(_)
         | BridgeError::Timeout
         | BridgeError::Answer => {
             warn!(%gateway, error = %error_chain(error), "no bridge to the gateway's node");

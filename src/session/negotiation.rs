@@ -346,6 +346,7 @@ fn not_bridged(
         BridgeError::Refused(Refusal::Denied | Refusal::Version(_))
         | BridgeError::Address(_)
         | BridgeError::Unreachable(_)
+        | BridgeError::Call(_)
         | BridgeError::Timeout
         | BridgeError::Answer => {
             warn!(tunnel = %owner, error = %error_chain(error), "no bridge to the partner's node");

@@ -1,0 +1,74 @@
+//! What a DATA frame of HTTP/2 holds: pieces one behind the other, none of them copied.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+
+use bytes::{Buf, Bytes};
+
+/// Bytes in several pieces.
+#[derive(Debug, Default)]
+pub(super) struct Pieces {
+    pieces: VecDeque<Bytes>,
+    bytes: usize,
+}
+
+impl Pieces {
+    pub(super) fn push(&mut self, piece: Bytes) {
+        if !piece.is_empty() {
+            self.bytes += piece.len();
+            self.pieces.push_back(piece);
+        }
+    }
+}
+
+impl Buf for Pieces {
+    fn remaining(&self) -> usize {
+        self.bytes
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.pieces.front().map_or(&[], |piece| piece)
+    }
+
+    fn advance(&mut self, mut count: usize) {
+        assert!(count <= self.bytes, "there are no {count} bytes");
+        self.bytes -= count;
+        while let Some(piece) = self.pieces.front_mut() {
+            if count < piece.len() {
+                piece.advance(count);
+                return;
+            }
+            count -= piece.len();
+            self.pieces.pop_front();
+        }
+    }
+
+    fn chunks_vectored<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+        let both = slices.iter_mut().zip(&self.pieces);
+        both.map(|(slice, piece)| *slice = IoSlice::new(piece)).count()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_are_one_behind_the_other() {
+        let mut pieces = Pieces::default();
+        assert!(!pieces.has_remaining() && pieces.chunk().is_empty());
+        for piece in ["abc", "", "de", "f"] {
+            pieces.push(piece.into());
+        }
+        let mut slices = [IoSlice::new(&[]); 2];
+        assert_eq!(pieces.chunks_vectored(&mut slices), 2);
+        assert_eq!([&*slices[0], &*slices[1]], [b"abc".as_slice(), b"de"]);
+        assert_eq!((pieces.remaining(), pieces.chunk()), (6, b"abc".as_slice()));
+        pieces.advance(1);
+        assert_eq!(pieces.chunk(), b"bc");
+        pieces.advance(3);
+        assert_eq!((pieces.remaining(), pieces.chunk()), (2, b"e".as_slice()));
+        pieces.advance(2);
+        assert!(!pieces.has_remaining() && pieces.pieces.is_empty());
+    }
+}
