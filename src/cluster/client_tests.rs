@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures_util::Stream;
 use futures_util::stream::{self, StreamExt};
 use nymea_remoteproxy_proto::bridge::v1::bridge_server::{Bridge, BridgeServer};
-use nymea_remoteproxy_proto::bridge::v1::{Attach, Data, ProbeRequest};
+use nymea_remoteproxy_proto::bridge::v1::{Attach, ProbeRequest};
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
 use tonic::transport::Server;

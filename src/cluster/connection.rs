@@ -49,7 +49,7 @@ pub(super) async fn open(stream: BridgeStream) -> Result<Requests, h2::Error> {
     tokio::spawn(poll_fn(move |cx| {
         match watch.poll(cx) {
             Poll::Ready(Seen::Far(window)) => {
-                watch.windows_are(window, connection.set_initial_window_size(window));
+                watch.windows_are(window, &connection.set_initial_window_size(window));
             }
             // The streams end with the connection.
             Poll::Ready(Seen::Silent) => return Poll::Ready(()),
@@ -91,7 +91,7 @@ impl Accepted {
             match self.watch.poll(cx) {
                 Poll::Ready(Seen::Far(window)) => {
                     let set = self.connection.set_initial_window_size(window);
-                    self.watch.windows_are(window, set);
+                    self.watch.windows_are(window, &set);
                 }
                 Poll::Ready(Seen::Silent) => return Poll::Ready(None),
                 Poll::Pending => {}
@@ -169,7 +169,7 @@ impl Watch {
     }
 
     /// Notes whether the windows were changed; if not, that is tried again.
-    fn windows_are(&mut self, window: u32, set: Result<(), h2::Error>) {
+    fn windows_are(&mut self, window: u32, set: &Result<(), h2::Error>) {
         if set.is_ok() {
             self.distance.window = window;
         }
@@ -223,7 +223,7 @@ mod tests {
         assert_eq!(window_for(Duration::from_micros(300)), WINDOW);
         assert_eq!(window_for(Duration::from_millis(10)), (100 << 20) / 100 * 3 / 2);
         assert_eq!(window_for(Duration::from_millis(20)), MAX_WINDOW);
-        assert_eq!(window_for(Duration::from_secs(3600)), MAX_WINDOW);
+        assert_eq!(window_for(Duration::from_hours(1)), MAX_WINDOW);
     }
 
     #[test]

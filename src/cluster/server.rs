@@ -101,7 +101,7 @@ async fn respond(service: Arc<BridgeService>, (request, mut respond): Request) {
     let done = match head.uri.path() {
         TUNNEL => service.tunnel(&head.headers, messages, &mut respond).await,
         PROBE => unary(messages, &mut respond, |request| service.probe(request)).await,
-        PING => unary(messages, &mut respond, |request| service.ping(request)).await,
+        PING => unary(messages, &mut respond, async |PingRequest {}| Ok(service.ping())).await,
         _ => Err(Status::unimplemented("the bridge has no such method")),
     };
     if let Err(status) = done {
@@ -126,7 +126,7 @@ async fn unary<Q: Message + Default, R: Message>(
 ) -> Result<(), Status> {
     let request = timeout(STEP, messages.message()).await;
     let request = request.map_err(|_| Status::deadline_exceeded("no request in time"))?;
-    let request = request.map_err(unusable)?;
+    let request = request.map_err(|error| unusable(&error))?;
     let reply = reply(request.ok_or_else(|| Status::invalid_argument("no request"))?).await?;
     let mut outgoing = answer(respond)?;
     outgoing.push(&reply);
@@ -139,10 +139,10 @@ fn given_up() -> Status {
 }
 
 /// What a caller hears whose messages make no sense.
-fn unusable(error: CallError) -> Status {
+fn unusable(error: &CallError) -> Status {
     match error {
         CallError::Status(_) | CallError::Stream(_) => given_up(),
-        CallError::Malformed(why) => Status::invalid_argument(why),
+        CallError::Malformed(why) => Status::invalid_argument(*why),
     }
 }
 
@@ -167,7 +167,8 @@ impl BridgeService {
         let attaching = Attaching { call, second, began };
         let first = timeout(STEP, messages.message()).await;
         let first = first.map_err(|_| Status::deadline_exceeded("no Attach in time"))?;
-        let Some(Frame { content: Some(Content::Attach(attach)) }) = first.map_err(unusable)?
+        let Some(Frame { content: Some(Content::Attach(attach)) }) =
+            first.map_err(|error| unusable(&error))?
         else {
             return Err(Status::invalid_argument("the first frame must be Attach"));
         };
@@ -203,7 +204,7 @@ impl BridgeService {
         Ok(ProbeReply { alive })
     }
 
-    async fn ping(&self, _: PingRequest) -> Result<PingReply, Status> {
-        Ok(PingReply { node: self.node.as_ref().into() })
+    fn ping(&self) -> PingReply {
+        PingReply { node: self.node.as_ref().into() }
     }
 }
