@@ -6,6 +6,7 @@ mod support;
 use std::path::Path;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures_util::stream::{self, StreamExt};
 use hyper_util::rt::TokioIo;
 use nymea_remoteproxy::node::Node;
@@ -204,13 +205,11 @@ async fn a_tunnel_is_a_call_of_grpc_to_others_too() {
             is_last = data.last;
         }
         assert!(heard == message.as_bytes(), "{} bytes of {}", heard.len(), message.len());
-        for (part, is_last) in [
-            (&message[..message.len() / 2], false),
-            ("", false),
-            (&message[message.len() / 2..], true),
-        ] {
-            let payload = part.to_owned().into();
-            say(Content::Data(Data { text: true, last: is_last, payload, stream: false }));
+        // Cut differently, and with an empty part.
+        let parts = message.as_bytes().chunks(50_000).map(Bytes::copy_from_slice);
+        for payload in parts.chain([Bytes::new()]) {
+            let last = payload.is_empty();
+            say(Content::Data(Data { text: true, last, payload, stream: false }));
         }
         assert!(waiting.text().await == *message, "{} bytes", message.len());
     }

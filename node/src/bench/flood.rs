@@ -45,8 +45,9 @@ pub(crate) struct Flood {
     stop: Arc<AtomicBool>,
     /// Receivers read nothing before.
     gate: CancellationToken,
-    /// Each goes on until its tunnel ends, which is an error.
-    tasks: JoinSet<anyhow::Result<()>>,
+    /// Each goes on until its tunnel ends, which is an error. The connection outlives that: what its
+    /// other end makes of a broken one must not be heard first.
+    tasks: JoinSet<(anyhow::Result<()>, End)>,
 }
 
 impl Flood {
@@ -71,7 +72,7 @@ impl Flood {
                 } else {
                     Sending::Nothing
                 };
-                let end = End {
+                let mut end = End {
                     endpoint,
                     sending,
                     check: Check::new(&plan.message),
@@ -79,7 +80,8 @@ impl Flood {
                     stop: stop.clone(),
                 };
                 outgoing.has_stopped.store(!sends, Relaxed);
-                tasks.spawn(end.run(gate.clone()));
+                let gate = gate.clone();
+                tasks.spawn(async move { (end.run(gate).await, end) });
             }
             lanes.extend([there, back]);
         }
@@ -104,7 +106,7 @@ impl Flood {
         tokio::select! {
             () = sleep(time) => Ok(()),
             ended = self.tasks.join_next() => match ended {
-                Some(ended) => ended?,
+                Some(ended) => ended?.0,
                 None => bail!("there are no tunnels"),
             },
         }
@@ -145,7 +147,7 @@ struct End {
 }
 
 impl End {
-    async fn run(mut self, gate: CancellationToken) -> anyhow::Result<()> {
+    async fn run(&mut self, gate: CancellationToken) -> anyhow::Result<()> {
         let mut gate = pin!(gate.cancelled_owned());
         let mut may_receive = false;
         poll_fn(|cx| {
