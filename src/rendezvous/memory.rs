@@ -1,7 +1,7 @@
 //! The rendezvous of a node that is alone.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry as Slot;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry as Slot;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::FutureExt;
@@ -17,10 +17,10 @@ use super::{
 use crate::ids::OfferId;
 use crate::protocol::PairingKey;
 
-/// Entries in this process's memory.
+/// Entries in this process's memory: in trees, which shrink as the entries go, as a hash table does not.
 pub struct MemoryRendezvous {
-    entries: Mutex<HashMap<PairingKey, Entry>>,
-    registered: Mutex<HashMap<Uuid, Registration>>,
+    entries: Mutex<BTreeMap<PairingKey, Entry>>,
+    registered: Mutex<BTreeMap<Uuid, Registration>>,
     /// Nothing is ever lost.
     epoch: watch::Sender<u64>,
 }
@@ -58,12 +58,12 @@ impl MemoryRendezvous {
         self.len() == 0
     }
 
-    fn entries(&self) -> MutexGuard<'_, HashMap<PairingKey, Entry>> {
+    fn entries(&self) -> MutexGuard<'_, BTreeMap<PairingKey, Entry>> {
         // Each change is a single step: what a panicking thread left behind is in order.
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn registered(&self) -> MutexGuard<'_, HashMap<Uuid, Registration>> {
+    fn registered(&self) -> MutexGuard<'_, BTreeMap<Uuid, Registration>> {
         self.registered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -1,7 +1,7 @@
 //! How a connection is registered with the tunnel proxy: its UUID is claimed in the directory, and
 //! an app is attached to its gateway, on whichever node that is.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::FutureExt;
@@ -63,7 +63,7 @@ impl Drop for Place {
 /// The gateways of this node.
 #[derive(Default)]
 pub(super) struct Hubs {
-    by_id: Mutex<HashMap<OfferId, Arc<Hub>>>,
+    by_id: Mutex<BTreeMap<OfferId, Arc<Hub>>>,
 }
 
 impl Hubs {
@@ -71,7 +71,7 @@ impl Hubs {
         self.lock().get(&id).cloned()
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<OfferId, Arc<Hub>>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<OfferId, Arc<Hub>>> {
         // Each change is a single step: what a panicking thread left behind is in order.
         self.by_id.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,7 +1,7 @@
 //! Asks registered endpoints for a sign of life: one whose link died must not keep its UUID from
 //! the same one coming back.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -43,7 +43,7 @@ impl Life {
 /// The registered endpoints of this node.
 #[derive(Default)]
 pub(super) struct Probes {
-    bells: Mutex<HashMap<OfferId, (Secret, Arc<Bell>)>>,
+    bells: Mutex<BTreeMap<OfferId, (Secret, Arc<Bell>)>>,
 }
 
 /// Keeps an endpoint among those that can be asked.
@@ -97,7 +97,7 @@ impl Probes {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<OfferId, (Secret, Arc<Bell>)>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<OfferId, (Secret, Arc<Bell>)>> {
         // Each change is a single step: what a panicking thread left behind is in order.
         self.bells.lock().unwrap_or_else(PoisonError::into_inner)
     }

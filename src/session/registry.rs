@@ -1,7 +1,7 @@
 //! The offers of this node's endpoints: those that wait can be given a partner, those that are
 //! paired cannot any more.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
@@ -38,7 +38,8 @@ enum State {
 /// Hands partners over to the sessions that wait for them.
 #[derive(Default)]
 pub(super) struct Registry {
-    offers: Mutex<HashMap<OfferId, State>>,
+    /// A tree, as it shrinks when many have left.
+    offers: Mutex<BTreeMap<OfferId, State>>,
 }
 
 impl Registry {
@@ -90,7 +91,7 @@ impl Registry {
         !matches!(self.offers().remove(&offer), Some(State::Paired))
     }
 
-    fn offers(&self) -> MutexGuard<'_, HashMap<OfferId, State>> {
+    fn offers(&self) -> MutexGuard<'_, BTreeMap<OfferId, State>> {
         // Each change is a single step: what a panicking thread left behind is in order.
         self.offers.lock().unwrap_or_else(PoisonError::into_inner)
     }

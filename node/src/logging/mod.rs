@@ -6,7 +6,7 @@
 mod json;
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,8 +14,7 @@ use anyhow::{Context, ensure};
 use nymea_remoteproxy::config::{Log, LogFormat};
 use nymea_remoteproxy::observability::LogControl;
 use tracing::Metadata;
-use tracing_appender::non_blocking;
-use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, WorkerGuard};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::{EnvFilter, filter_fn};
 use tracing_subscriber::fmt::format::JsonFields;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
@@ -30,6 +29,9 @@ use self::json::JsonLines;
 pub(crate) const FILE_ONLY: &str = "nymea_remoteproxy::exit";
 /// What the libraries that export say, each time; the node says it once, in its own words.
 const QUIET: &str = "opentelemetry";
+/// Lines that wait for their writer; more are dropped, and counted. The memory for so many is taken at
+/// once, and what lines once were in is never given back.
+const QUEUE: usize = 16 * 1024;
 
 /// The log is open as long as this lives; what is queued is written when it is dropped.
 pub(crate) struct LogGuard {
@@ -47,7 +49,7 @@ impl LogGuard {
 /// Starts the log of this process.
 pub(crate) fn start(log: &Log, verbosity: u8) -> anyhow::Result<LogGuard> {
     let (filter, handle) = reload::Layer::new(filter(log, verbosity)?);
-    let (stderr, guard) = non_blocking(io::stderr());
+    let (stderr, guard) = queued(io::stderr());
     let (mut writers, mut counters) = (vec![guard], vec![stderr.error_counter()]);
     let is_terminal = io::stderr().is_terminal();
     let is_json = match log.format {
@@ -59,7 +61,7 @@ pub(crate) fn start(log: &Log, verbosity: u8) -> anyhow::Result<LogGuard> {
     let to_stderr = layer(stderr, is_json, is_terminal).with_filter(not_for_stderr);
     let to_file = match &log.file {
         Some(path) => {
-            let (file, guard) = non_blocking(append(path, true)?);
+            let (file, guard) = queued(append(path, true)?);
             writers.push(guard);
             counters.push(file.error_counter());
             Some(layer(file, log.format == LogFormat::Json, false))
@@ -68,6 +70,11 @@ pub(crate) fn start(log: &Log, verbosity: u8) -> anyhow::Result<LogGuard> {
     };
     registry().with(filter).with(to_stderr).with(to_file).init();
     Ok(LogGuard { _writers: writers, control: Arc::new(Control { filter: handle, counters }) })
+}
+
+/// Writes from a thread of its own.
+fn queued(writer: impl Write + Send + 'static) -> (NonBlocking, WorkerGuard) {
+    NonBlockingBuilder::default().buffered_lines_limit(QUEUE).finish(writer)
 }
 
 /// Whether the log could be started. It makes no file: one made by another user than the node's

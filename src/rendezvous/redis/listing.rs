@@ -1,7 +1,7 @@
 //! What this node knows by itself of the directory: the registrations of its endpoints, and what
 //! must still be said about them to Redis.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
@@ -18,9 +18,9 @@ const MAX_GONE: usize = 64;
 /// See the module.
 #[derive(Default)]
 pub(super) struct Listing {
-    own: HashMap<OfferId, Own>,
+    own: BTreeMap<OfferId, Own>,
     /// The gateways that Redis has confirmed.
-    gateways: HashMap<Uuid, OfferId>,
+    gateways: BTreeMap<Uuid, OfferId>,
     errands: VecDeque<Errand>,
     /// Those that are being run.
     taken: Vec<Errand>,

@@ -4,8 +4,8 @@
 //! Of its own entries the node knows more than Redis does: which are released, and which tunnels
 //! stand. As long as Redis does not answer, endpoints of this node are paired from here.
 
-use std::collections::hash_map::Entry as Slot;
-use std::collections::{HashMap, VecDeque};
+use std::collections::btree_map::Entry as Slot;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,10 +25,10 @@ const MAX_GONE: usize = 64;
 /// See the module.
 #[derive(Default)]
 pub(super) struct Local {
-    entries: HashMap<PairingKey, Entry>,
+    entries: BTreeMap<PairingKey, Entry>,
     /// The offers of this node that are not released, and whether they may have a place in Redis.
-    offers: HashMap<OfferId, bool>,
-    errands: HashMap<PairingKey, Errands>,
+    offers: BTreeMap<OfferId, bool>,
+    errands: BTreeMap<PairingKey, Errands>,
     /// The keys of the errands that nobody is on; each once.
     queue: VecDeque<PairingKey>,
     errand_count: usize,

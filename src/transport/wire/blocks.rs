@@ -12,7 +12,7 @@ use super::{FILL, STAGE};
 /// What a chunk may add to a full stage, and what TLS adds to all of it.
 const SLACK: usize = 68 * 1024;
 /// Blocks of each kind that a thread keeps for later; more are freed.
-const KEPT: usize = 4;
+const KEPT: usize = 2;
 
 thread_local! {
     static INCOMING: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
@@ -144,9 +144,10 @@ pub(in crate::transport) fn reserve(inbox: &mut BytesMut, bytes: usize) {
     }
 }
 
-/// Takes the block of an inbox that is empty, unless somebody still has a part of it.
+/// Takes the block of an inbox that is empty, unless somebody still has a part of it. One that has been
+/// used up to its end has no room left, and is let go all the same.
 pub(in crate::transport) fn give_back(inbox: &mut BytesMut) {
-    if !inbox.is_empty() || inbox.capacity() == 0 {
+    if !inbox.is_empty() {
         return;
     }
     let mut block = std::mem::take(inbox);
@@ -211,5 +212,14 @@ mod tests {
         assert!(inbox.capacity() >= FILL);
         give_back(&mut inbox);
         assert_eq!(INBOXES.with_borrow(Vec::len), 1);
+    }
+
+    #[test]
+    fn an_inbox_that_is_used_up_holds_nothing() {
+        let mut exact = BytesMut::zeroed(100);
+        let taken = exact.split().freeze();
+        assert_eq!(exact.capacity(), 0);
+        give_back(&mut exact);
+        assert!(taken.is_unique());
     }
 }
