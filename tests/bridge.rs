@@ -3,6 +3,8 @@
 
 mod support;
 
+use std::io;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -21,8 +23,10 @@ use rustls::{ClientConfig, RootCertStore};
 use support::cluster::{Certificates, Cluster};
 use support::redis::until;
 use support::{Endpoint, soon};
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tokio_tungstenite::tungstenite::Message;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint as Peer};
@@ -31,8 +35,7 @@ use uuid::Uuid;
 /// Certificate and key in files.
 type Pair<'a> = (&'a Path, &'a Path);
 
-/// Does not say a word of gRPC before the other end has taken the certificate.
-async fn connect(node: &Node, ca: &Path, pair: Option<Pair<'_>>) -> Result<Channel, String> {
+fn connector(ca: &Path, pair: Option<Pair<'_>>) -> TlsConnector {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(ca).expect("a CA")).expect("a CA");
     let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
@@ -49,15 +52,20 @@ async fn connect(node: &Node, ca: &Path, pair: Option<Pair<'_>>) -> Result<Chann
             .expect("a pair"),
     };
     config.alpn_protocols = vec![b"h2".to_vec()];
-    let connector = TlsConnector::from(Arc::new(config));
-    let address = node.bridge_addr().expect("a bridge");
+    TlsConnector::from(Arc::new(config))
+}
+
+async fn secured(connector: TlsConnector, address: SocketAddr) -> io::Result<TlsStream<TcpStream>> {
+    let tcp = TcpStream::connect(address).await?;
+    connector.connect(ServerName::try_from("localhost").expect("a name"), tcp).await
+}
+
+/// Does not say a word of gRPC before the other end has taken the certificate.
+async fn connect(node: &Node, ca: &Path, pair: Option<Pair<'_>>) -> Result<Channel, String> {
+    let (connector, address) = (connector(ca, pair), node.bridge_addr().expect("a bridge"));
     let dial = tower::service_fn(move |_| {
         let connector = connector.clone();
-        async move {
-            let tcp = TcpStream::connect(address).await?;
-            let name = ServerName::try_from("localhost").expect("a name");
-            connector.connect(name, tcp).await.map(TokioIo::new)
-        }
+        async move { secured(connector, address).await.map(TokioIo::new) }
     });
     let peer = Peer::from_static("http://node");
     soon("a connection", peer.connect_with_connector(dial))
@@ -220,6 +228,18 @@ async fn a_tunnel_is_a_call_of_grpc_to_others_too() {
     assert_eq!(close.reason(), close::Reason::Left);
     // The status of the call says that all is well.
     assert_eq!(next().await, None);
+}
+
+#[tokio::test]
+async fn a_connection_on_which_nothing_is_said_is_left() {
+    let cluster = Cluster::start(1).await;
+    let (certificate, key) = cluster.certificates.issue("silent");
+    let connector = connector(&cluster.certificates.ca(), Some((&certificate, &key)));
+    let address = cluster.nodes[0].bridge_addr().expect("a bridge");
+    let mut connection = secured(connector, address).await.expect("a connection");
+    let mut said = Vec::new();
+    // Whether it ends in good order is all the same.
+    let _ended = soon("the end", connection.read_to_end(&mut said)).await;
 }
 
 /// A tunnel across nodes from its first connection to its end.

@@ -127,7 +127,7 @@ impl Peer {
         for connection in &self.connections {
             let requests = connection.requests.try_lock().ok().and_then(|it| it.clone());
             if let Some(requests) = requests
-                && let Ok(requests) = requests.ready().await
+                && let Ok(Ok(requests)) = timeout(STEP, requests.ready()).await
             {
                 return Some(requests);
             }

@@ -87,7 +87,8 @@ async fn serve_connection(
     service: &Arc<BridgeService>,
     stream: BridgeStream,
 ) -> Result<(), h2::Error> {
-    let mut connection = Accepted::new(stream).await?;
+    let Ok(accepted) = timeout(STEP, Accepted::new(stream)).await else { return Ok(()) };
+    let mut connection = accepted?;
     while let Some(request) = connection.request().await {
         // As many at once as a connection has streams.
         tokio::spawn(respond(Arc::clone(service), request?));

@@ -126,7 +126,7 @@ def cited(cases):
     return table(["", *elsewhere.ORIGINALS], rows) if rows else ""
 
 
-# Of a tunnel on a bridge: STREAM_WINDOW of the nodes.
+# What a tunnel may always have under way over a long link: two thirds of MAX_WINDOW of the nodes.
 WINDOW_MIB = 2
 
 GROWTH_HEADS = {
@@ -162,7 +162,8 @@ def links(rows):
             continue
         most = WINDOW_MIB / trip * 1000
         cells.append([*line, number(most), f"{speed / most:.0%}"])
-    return table(["round trip", "as it was", "MiB/s", "window / round trip", "of it"], cells)
+    heads = ["round trip", "as it was", "MiB/s", f"{WINDOW_MIB} MiB / round trip", "of it"]
+    return table(heads, cells)
 
 
 def further(extras, machine):
@@ -170,6 +171,9 @@ def further(extras, machine):
     texts = []
     if rows := extras.get("growth-node"):
         texts += ["## A node that fills\n", FILLS.format(files=machine["files"]), growth(rows)]
+    if rows := extras.get("growth-bridged"):
+        most = max(row["tunnels"] for row in rows)
+        texts += ["## Two nodes that fill\n", BRIDGED.format(most=most), growth(rows)]
     if rows := extras.get("growth-cluster"):
         texts += ["## A cluster that grows\n", GROWS, growth(rows, base=1 if len(rows) > 1 else 0)]
     if rows := extras.get("links"):
@@ -186,6 +190,10 @@ What a GiB (16 KiB messages through 8 tunnels), a set-up and an idle endpoint co
 tunnels stand idle on the node, and how far that is from the first row. A process may open {files}
 files on this machine; a tunnel takes two.
 """
+BRIDGED = """\
+The same between two nodes, where a tunnel takes one file of each node, so that {most} tunnels stand on
+either. Sums of both nodes; Redis commands include those by which nodes keep their leases.
+"""
 GROWS = """\
 The same in a cluster, with the ends of each tunnel on neighbouring nodes, 100 tunnels standing (for
 the memory, 1000), and sums over all nodes. With one node tunnels are local, so that the others are
@@ -196,7 +204,8 @@ keep their leases.
 LINKS = """\
 One bridged tunnel, 16 KiB messages, with a relay between the nodes that holds every byte back for
 half of the round trip. It stands for the delay of a link, not for its loss or its limits. What can
-be under way is bounded by the window of a tunnel on the bridge, {window} MiB.
+be under way is bounded by the window of a tunnel on the bridge, which grows with the round trip: over
+long links, {window} MiB can be under way at any time, and half as much again now and then.
 """
 NEIGHBOURS = """\
 A tunnel between two nodes keeps {percent} % of its speed while {stalled} others on the same pair of

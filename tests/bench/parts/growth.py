@@ -1,8 +1,11 @@
 """What must stay the same while a node, or a cluster, grows; and tunnels over long links."""
 
 import functools
+import os
 import re
 import socket
+import time
+from pathlib import Path
 
 from .runs import bench, middle, say
 from .servers import SPARE, Failure, files
@@ -12,6 +15,8 @@ NODES = (1, 2, 3, 4)
 # Round trips between nodes, in milliseconds.
 ROUND_TRIPS = (0, 20, 80)
 LIMIT = 600
+# Before memory is looked at, in seconds.
+REST = 5
 
 
 def unbounded():
@@ -88,6 +93,52 @@ def on_a_node(laboratory, rounds, quick):
     return found, failures
 
 
+def on_two_nodes(laboratory, rounds, quick):
+    """The same with the ends of each tunnel on different nodes, where it takes one file of each."""
+    found, failures = [], []
+    most = files() - 2 * SPARE
+    for standing in sorted({min(count, most) for count in (STANDING[:2] if quick else STANDING)}):
+        say(f"growth: {standing} tunnels between two nodes")
+        try:
+            rows = [beside_a_crowd(laboratory, standing, quick) for _ in range(rounds)]
+        except Failure as failure:
+            failures.append(f"{standing} tunnels between two nodes: {failure}")
+            continue
+        medians = {name: middle([row[name] for row in rows]) for name in rows[0]}
+        found.append({"tunnels": standing} | medians)
+    return found, failures
+
+
+def beside_a_crowd(laboratory, standing, quick):
+    """What things cost while so many tunnels stand, and what those take. They are held by several
+    processes, as one may not open so many files."""
+    server = laboratory.nodes(**unbounded())
+    try:
+        nodes = list(server.pids)
+        # Whatever is made on first use.
+        bench(laboratory, ["setup", "--count", "50", *server.arguments()], LIMIT)
+        before, most = resident_kib(nodes), (files() - SPARE) // 2
+        for held in (min(most, standing - first) for first in range(0, standing, most)):
+            options = ["idle", "--tunnels", held, "--hold", LIMIT, *server.arguments()]
+            laboratory.spawn([laboratory.bench, *options], server)
+        laboratory.wait(server, f"{standing} tunnels", functools.partial(have_files, nodes, standing))
+        # Until what their set-up took has been given back.
+        time.sleep(REST)
+        taken = resident_kib(nodes) - before
+        return costs(laboratory, server, 0, quick) | {"kib_per_endpoint": taken / standing / 2}
+    finally:
+        server.stop()
+
+
+def have_files(pids, count):
+    return all(len(os.listdir(f"/proc/{pid}/fd")) > count for pid in pids)
+
+
+def resident_kib(pids):
+    sizes = (re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text()) for pid in pids)
+    return sum(int(size[1]) for size in sizes)
+
+
 def in_a_cluster(laboratory, rounds, quick):
     found, failures = [], []
     for count in NODES[:2] if quick else NODES:
@@ -147,6 +198,7 @@ def beside_stalled(laboratory, rounds, quick):
 
 PARTS = {
     "growth-node": on_a_node,
+    "growth-bridged": on_two_nodes,
     "growth-cluster": in_a_cluster,
     "links": over_long_links,
     "neighbours": beside_stalled,

@@ -78,15 +78,17 @@ class Server:
 class Laboratory:
     """A directory with certificates and configurations, and the programs to start."""
 
-    def __init__(self, programs, wrapper=(), environment=()):
-        """Nodes are started by the wrapper, in this environment."""
+    def __init__(self, programs, wrapper=(), environment=(), tools=None):
+        """Nodes are started by the wrapper, in this environment. What is no node may be in another
+        directory than they."""
         self.programs = Path(programs)
+        self.tools = Path(tools or programs)
         self.wrapper = list(wrapper)
         self.environment = dict(environment)
         self.directory = Path(tempfile.mkdtemp(prefix="nymea-bench-"))
         self.certs = self.directory / "certs"
         nodes = [f"--node=node{number},127.0.0.1" for number in range(1, 5)]
-        made = [self.programs / "nymea-remoteproxy-certs", "--out", self.certs, *nodes]
+        made = [self.tools / "nymea-remoteproxy-certs", "--out", self.certs, *nodes]
         subprocess.run([*made, "--server=localhost,127.0.0.1"], check=True, capture_output=True)
         pair = [(self.certs / name).read_text() for name in ("server.pem", "server.key")]
         (self.directory / "both.pem").write_text("".join(pair))
@@ -96,7 +98,7 @@ class Laboratory:
 
     @property
     def bench(self):
-        return self.programs / "nymea-remoteproxy-bench"
+        return self.tools / "nymea-remoteproxy-bench"
 
     def spawn(self, command, server, **environment):
         """Starts a program with nothing of this shell's settings, and its output in a file."""
