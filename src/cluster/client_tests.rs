@@ -8,7 +8,7 @@ use futures_util::Stream;
 use futures_util::stream::{self, StreamExt};
 use nymea_remoteproxy_proto::bridge::v1::bridge_server::{Bridge, BridgeServer};
 use nymea_remoteproxy_proto::bridge::v1::{Attach, ProbeRequest};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, Runtime};
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
@@ -142,6 +142,13 @@ async fn a_connection_that_has_ended_is_opened_anew() {
     let ended = incoming.message::<Frame>().await;
     assert!(matches!(ended, Err(CallError::Stream(_))), "{ended:?}");
     std::future::poll_fn(|cx| outgoing.poll_ready(cx)).await.expect_err("nobody takes it");
+    // Its listener may end later than its connections.
+    let ended = timeout(STEP, async {
+        while TcpStream::connect(address).await.is_ok() {
+            sleep(Duration::from_millis(10)).await;
+        }
+    });
+    ended.await.expect("it listens no more");
     assert!(peer.least_loaded().await.is_err(), "nobody listens");
 
     let (_, node) = echo(address.port()).await;
