@@ -12,7 +12,7 @@ use super::{FILL, STAGE};
 /// What a chunk may add to a full stage, and what TLS adds to all of it.
 const SLACK: usize = 68 * 1024;
 /// Blocks of each kind that a thread keeps for later; more are freed.
-const KEPT: usize = 2;
+const KEPT: usize = 3;
 
 thread_local! {
     static INCOMING: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
