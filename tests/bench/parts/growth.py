@@ -77,6 +77,10 @@ def repeated(laboratory, start, beside, idle, rounds, quick):
         finally:
             server.stop()
         rows.append(row)
+    return medians(rows)
+
+
+def medians(rows):
     return {name: middle([row[name] for row in rows]) for name in rows[0]}
 
 
@@ -104,8 +108,7 @@ def on_two_nodes(laboratory, rounds, quick):
         except Failure as failure:
             failures.append(f"{standing} tunnels between two nodes: {failure}")
             continue
-        medians = {name: middle([row[name] for row in rows]) for name in rows[0]}
-        found.append({"tunnels": standing} | medians)
+        found.append({"tunnels": standing} | medians(rows))
     return found, failures
 
 
@@ -162,8 +165,7 @@ def over_long_links(laboratory, rounds, quick):
         except Failure as failure:
             failures.append(f"a link of {round_trip} ms: {failure}")
             continue
-        medians = {name: middle([row[name] for row in rows]) for name in rows[0]}
-        found.append({"round_trip_ms": round_trip} | medians)
+        found.append({"round_trip_ms": round_trip} | medians(rows))
     return found, failures
 
 
