@@ -9,7 +9,7 @@ use anyhow::{Context, ensure};
 use clap::Args;
 use serde_json::json;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::report::{Times, close_code, merged, per, print, rounded};
 use crate::target::{SMALL, Target, TargetOptions, Tunnel, allow_connections};
@@ -30,6 +30,9 @@ pub(crate) struct Options {
     /// Tunnels at a time
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..))]
     concurrency: u16,
+    /// Tunnels that are begun per second, evenly spread [default: the next when one is done]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    rate: Option<u32>,
     /// This many more tunnels stand idle meanwhile
     #[arg(long, value_name = "TUNNELS", default_value_t = 0)]
     beside: u32,
@@ -41,10 +44,10 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<ExitCode> {
     allow_connections(u32::from(options.concurrency) + options.beside)?;
     let target = Arc::new(Target::new(&options.target, SMALL).await?);
     let _idle = target.idle(options.beside).await?;
-    cycle(&target, options.count.min(WARM_UP), options.concurrency).await?;
+    cycle(&target, options.count.min(WARM_UP), options.concurrency, None).await?;
 
     let (meter, began) = (Meter::start(target.processes())?, Instant::now());
-    let times = cycle(&target, options.count, options.concurrency).await?;
+    let times = cycle(&target, options.count, options.concurrency, options.rate).await?;
     let rate = per(1.0 / began.elapsed().as_secs_f64(), 1).unwrap_or_default();
     sleep(AFTERMATH).await;
     let used = meter.read()?;
@@ -57,6 +60,7 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<ExitCode> {
         "case": "setup",
         "count": options.count,
         "concurrency": options.concurrency,
+        "rate": options.rate,
         "beside": options.beside,
         "tunnels_per_s": rounded(rate),
         "cpu_ms_per_tunnel": cost,
@@ -86,13 +90,26 @@ impl SetupTimes {
     }
 }
 
-async fn cycle(target: &Arc<Target>, count: u64, concurrency: u16) -> anyhow::Result<SetupTimes> {
+/// With a rate, the next one begins when it is due: later only if all workers are still busy then.
+async fn cycle(
+    target: &Arc<Target>,
+    count: u64,
+    concurrency: u16,
+    rate: Option<u32>,
+) -> anyhow::Result<SetupTimes> {
     let (next, mut workers) = (Arc::new(AtomicU64::new(0)), JoinSet::new());
+    let (began, apart) = (Instant::now(), rate.map_or(0.0, |rate| f64::from(rate).recip()));
     for _ in 0..concurrency {
         let (target, next) = (target.clone(), next.clone());
         workers.spawn(async move {
             let mut times = SetupTimes::new()?;
-            while next.fetch_add(1, Ordering::Relaxed) < count {
+            loop {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                if number >= count {
+                    break;
+                }
+                #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+                sleep_until(began + Duration::from_secs_f64(apart * number as f64)).await;
                 let tunnel = target.open().await?;
                 times.since_second.record(tunnel.since_second);
                 times.since_first.record(tunnel.since_first);

@@ -28,8 +28,12 @@ use crate::wire::Kind;
 const AT_ONCE: u32 = 50;
 /// For one tunnel, on a machine that is busy with many.
 const PATIENCE: Duration = Duration::from_mins(1);
-/// Connections from one address to another one are bounded by the number of ports.
-const PER_SOURCE: u64 = 10_000;
+/// Connections from one address to another one: far fewer than there are ports, as the kernel tries one
+/// after the other until it finds a free one. With two thirds of them in use that takes longer than a
+/// handshake.
+const PER_SOURCE: u64 = 5_000;
+/// 127.128.0.0/10, where each run has 256 addresses.
+const SOURCES: u32 = 0x7F80_0000;
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "What is measured")]
@@ -62,7 +66,7 @@ pub(crate) struct Target {
     tls: TlsConnector,
     backend: Option<Backend>,
     processes: Processes,
-    /// Tokens of this run begin with it.
+    /// Tokens of this run begin with it, and addresses on loopback come from it.
     run: Uuid,
     tunnels: AtomicU64,
     buffer: usize,
@@ -182,7 +186,7 @@ impl Target {
     async fn endpoint(&self, node: u64, number: u64) -> anyhow::Result<Endpoint> {
         let address = &self.addresses[usize::try_from(node)? % self.addresses.len()];
         let stream = address
-            .connect(2 * number / self.addresses.len() as u64, &self.tls, self.buffer)
+            .connect(self.run, 2 * number / self.addresses.len() as u64, &self.tls, self.buffer)
             .await?;
         let mut endpoint = Endpoint::new(stream, self.buffer);
         endpoint.upgrade(&address.host).await?;
@@ -192,7 +196,7 @@ impl Target {
     async fn through_relay(&self, backend: &Backend, number: u64) -> anyhow::Result<Tunnel> {
         let first = Instant::now();
         let (greeting, arrival) = backend.expect(number);
-        let stream = self.addresses[0].connect(number, &self.tls, self.buffer).await?;
+        let stream = self.addresses[0].connect(self.run, number, &self.tls, self.buffer).await?;
         let mut one = Endpoint::new(stream, self.buffer);
         one.write(&greeting).await?;
         let mut other = arrival.await.context("the relay did not connect")?;
@@ -251,11 +255,12 @@ impl Address {
 
     async fn connect(
         &self,
+        run: Uuid,
         number: u64,
         tls: &TlsConnector,
         buffer: usize,
     ) -> anyhow::Result<Stream> {
-        let tcp = self.connect_tcp(number).await;
+        let tcp = self.connect_tcp(run, number).await;
         let tcp = tcp.with_context(|| format!("cannot connect to {}", self.socket))?;
         tcp.set_nodelay(true)?;
         if !self.is_tls {
@@ -268,16 +273,24 @@ impl Address {
         Ok(Either::Right(Box::new(TlsStream::Client(stream))))
     }
 
-    async fn connect_tcp(&self, number: u64) -> std::io::Result<TcpStream> {
-        let source = u8::try_from(number / PER_SOURCE).unwrap_or(u8::MAX);
+    async fn connect_tcp(&self, run: Uuid, number: u64) -> std::io::Result<TcpStream> {
         let is_loopback = matches!(self.socket, SocketAddr::V4(to) if to.ip().is_loopback());
-        if source == 0 || !is_loopback {
+        // Elsewhere, loopback is one address.
+        if !is_loopback || !cfg!(target_os = "linux") {
             return TcpStream::connect(self.socket).await;
         }
         let socket = TcpSocket::new_v4()?;
-        socket.bind((Ipv4Addr::new(127, 0, 1, source), 0).into())?;
+        socket.bind((source(run, number), 0).into())?;
         socket.connect(self.socket).await
     }
+}
+
+/// Where a connection to loopback comes from: runs that go on at the same time share no address.
+fn source(run: Uuid, number: u64) -> Ipv4Addr {
+    let [high, low, ..] = run.into_bytes();
+    let of_run = u32::from(u16::from_be_bytes([high & 0x3F, low])) << 8;
+    let of_connection = u8::try_from(number / PER_SOURCE).unwrap_or(u8::MAX);
+    Ipv4Addr::from(SOURCES | of_run | u32::from(of_connection))
 }
 
 /// Two sockets for each tunnel, and some more for everything else.
@@ -295,6 +308,15 @@ mod tests {
     async fn parsed(url: &str, is_direct: bool) -> anyhow::Result<(bool, String, SocketAddr)> {
         let address = Address::parse(url, is_direct).await?;
         Ok((address.is_tls, address.name, address.socket))
+    }
+
+    #[test]
+    fn runs_share_no_source_address() {
+        let (one, other) = (Uuid::from_u128(0xFFFF << 112), Uuid::from_u128(1 << 112));
+        assert_eq!(source(one, 0), Ipv4Addr::new(127, 191, 255, 0));
+        assert_eq!(source(one, PER_SOURCE), Ipv4Addr::new(127, 191, 255, 1));
+        assert_eq!(source(one, u64::MAX), Ipv4Addr::new(127, 191, 255, 255));
+        assert_eq!(source(other, PER_SOURCE - 1), Ipv4Addr::new(127, 128, 1, 0));
     }
 
     #[tokio::test]

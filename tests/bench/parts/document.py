@@ -2,6 +2,7 @@
 
 from . import elsewhere
 from .cases import CASES, EVERYBODY, FLOOR, FLOORS, HAPROXY, REFERENCES
+from .growth import FLOODED, IN_A_CLUSTER, SET_UPS
 from .plot import Bar, bars
 from .runs import disturbed, middle, ratios, values
 
@@ -175,7 +176,9 @@ def further(extras, machine):
         most = max(row["tunnels"] for row in rows)
         texts += ["## Two nodes that fill\n", BRIDGED.format(most=most), growth(rows)]
     if rows := extras.get("growth-cluster"):
-        texts += ["## A cluster that grows\n", GROWS, growth(rows, base=1 if len(rows) > 1 else 0)]
+        load = {"standing": IN_A_CLUSTER, "flooded": FLOODED, "set_ups": SET_UPS}
+        base = 1 if len(rows) > 1 else 0
+        texts += ["## A cluster that grows\n", GROWS.format(**load), growth(rows, base)]
     if rows := extras.get("links"):
         texts += ["## Long links between nodes\n", LINKS.format(window=WINDOW_MIB), links(rows)]
     if rows := extras.get("neighbours"):
@@ -188,18 +191,19 @@ def further(extras, machine):
 FILLS = """\
 What a GiB (16 KiB messages through 8 tunnels), a set-up and an idle endpoint cost while so many
 tunnels stand idle on the node, and how far that is from the first row. A process may open {files}
-files on this machine; a tunnel takes two.
+files on this machine; a tunnel takes two. Those that stand are held by processes of their own.
 """
 BRIDGED = """\
 The same between two nodes, where a tunnel takes one file of each node, so that {most} tunnels stand on
 either. Sums of both nodes; Redis commands include those by which nodes keep their leases.
 """
 GROWS = """\
-The same in a cluster, with the ends of each tunnel on neighbouring nodes, 100 tunnels standing (for
-the memory, 1000), and sums over all nodes. With one node tunnels are local, so that the others are
-compared with two. They share the cores of one machine: this shows that nobody pays for the others,
-not how fast a cluster is that has machines of its own. Redis commands include those by which nodes
-keep their leases.
+The same in a cluster, with the ends of each tunnel on neighbouring nodes, {standing} tunnels standing,
+and sums over all nodes. Each node has the same to do, however many there are: {flooded} tunnels are
+flooded and {set_ups} per second set up for each, as a set-up costs less the more of them a node has to do
+at the same time. With one node tunnels are local, so that the others are compared with two. They share
+the cores of one machine: this shows that nobody pays for the others, not how fast a cluster is that has
+machines of its own. Redis commands include those by which nodes keep their leases.
 """
 LINKS = """\
 One bridged tunnel, 16 KiB messages, with a relay between the nodes that holds every byte back for

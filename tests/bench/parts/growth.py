@@ -11,7 +11,12 @@ from .runs import bench, middle, say
 from .servers import SPARE, Failure, files
 
 STANDING = (100, 1000, 5000, 10000, 20000)
+# Nodes of a cluster, and tunnels that stand in it meanwhile.
 NODES = (1, 2, 3, 4)
+IN_A_CLUSTER = 1000
+# What each of them has to do: tunnels that are flooded, and tunnels that are set up per second.
+FLOODED = 4
+SET_UPS = 100
 # Round trips between nodes, in milliseconds.
 ROUND_TRIPS = (0, 20, 80)
 LIMIT = 600
@@ -24,13 +29,6 @@ def unbounded():
     return {"LIMITS__CONNECTIONS": str(files() - SPARE), "LIMITS__UNAUTHENTICATED": "20000"}
 
 
-def standing_tunnels(quick):
-    """How many tunnels a node is filled with. A process that may open no more files than for some
-    of them takes as many as it can."""
-    most = (files() - 2 * SPARE) // 2
-    return sorted({min(count, most) for count in (STANDING[:2] if quick else STANDING)})
-
-
 def commands(redis):
     """How many commands a Redis was given so far, without those that ask for this."""
     host, port = redis.split(":")
@@ -41,100 +39,50 @@ def commands(redis):
     return sum(int(count) for name, count in calls if name not in (b"info", b"quit"))
 
 
-def costs(laboratory, server, beside, quick):
-    """What a GiB and a set-up cost while so many tunnels stand."""
-    given = server.arguments()
-    standing = ["--beside", str(beside)]
-    seconds = ["--seconds", "1.5" if quick else "4"]
-    count = 500 if quick else 2000
-    result, _ = bench(laboratory, ["throughput", *standing, *seconds, *given], LIMIT)
+def costs(laboratory, server, in_step, quick):
+    """What a GiB and a set-up cost: as many as there can be, or in step with the number of nodes."""
+    flood = ["throughput", "--seconds", "1.5" if quick else "4"]
+    setup, count = ["setup"], 500 if quick else 2000
+    if in_step:
+        nodes = len(server.pids)
+        flood += ["--tunnels", str(FLOODED * nodes)]
+        setup += ["--rate", str(SET_UPS * nodes), "--concurrency", "64"]
+        count = (200 if quick else 1000) * nodes
+    result, _ = bench(laboratory, [*flood, *server.arguments()], LIMIT)
     row = {"cpu_s_per_gib": result["cpu_s_per_gib"]}
-    # The tunnels that stand cost some commands, too: they are counted apart.
     before = commands(server.redis) if server.redis else 0
-    result, _ = bench(laboratory, ["setup", *standing, "--count", str(count), *given], LIMIT)
+    result, _ = bench(laboratory, [*setup, "--count", str(count), *server.arguments()], LIMIT)
     row["cpu_ms_per_tunnel"] = result["cpu_ms_per_tunnel"]
     if server.redis:
-        # Tunnels that stand, and those that warm up, were set up in the same way.
-        row["redis_per_tunnel"] = (commands(server.redis) - before) / (count + 50 + beside)
+        # Those that warm up are set up in the same way.
+        row["redis_per_tunnel"] = (commands(server.redis) - before) / (count + 50)
     return row
 
 
-def repeated(laboratory, start, beside, idle, rounds, quick):
-    """Medians of several rounds, each with servers of its own: with so many tunnels standing beside
-    the work, and so many for the memory that they take."""
-    rows = []
-    for _ in range(rounds):
-        server = start()
-        try:
-            row = costs(laboratory, server, beside, quick)
-        finally:
-            server.stop()
-        server = start()
-        try:
-            standing = ["idle", "--tunnels", str(idle), *server.arguments()]
-            result, _ = bench(laboratory, standing, LIMIT)
-            row["kib_per_endpoint"] = result["kib_per_endpoint"]
-        finally:
-            server.stop()
-        rows.append(row)
-    return medians(rows)
-
-
-def medians(rows):
-    return {name: middle([row[name] for row in rows]) for name in rows[0]}
-
-
-def on_a_node(laboratory, rounds, quick):
-    found, failures = [], []
-    start = functools.partial(laboratory.node, **unbounded())
-    for standing in standing_tunnels(quick):
-        say(f"growth: {standing} tunnels on a node")
-        try:
-            row = repeated(laboratory, start, standing, standing, rounds, quick)
-            found.append({"tunnels": standing} | row)
-        except Failure as failure:
-            failures.append(f"{standing} tunnels on a node: {failure}")
-    return found, failures
-
-
-def on_two_nodes(laboratory, rounds, quick):
-    """The same with the ends of each tunnel on different nodes, where it takes one file of each."""
-    found, failures = [], []
-    most = files() - 2 * SPARE
-    for standing in sorted({min(count, most) for count in (STANDING[:2] if quick else STANDING)}):
-        say(f"growth: {standing} tunnels between two nodes")
-        try:
-            rows = [beside_a_crowd(laboratory, standing, quick) for _ in range(rounds)]
-        except Failure as failure:
-            failures.append(f"{standing} tunnels between two nodes: {failure}")
-            continue
-        found.append({"tunnels": standing} | medians(rows))
-    return found, failures
-
-
-def beside_a_crowd(laboratory, standing, quick):
+def beside_a_crowd(laboratory, start, standing, in_step, quick):
     """What things cost while so many tunnels stand, and what those take. They are held by several
     processes, as one may not open so many files."""
-    server = laboratory.nodes(**unbounded())
+    server = start()
     try:
-        nodes = list(server.pids)
-        # Whatever is made on first use.
-        bench(laboratory, ["setup", "--count", "50", *server.arguments()], LIMIT)
-        before, most = resident_kib(nodes), (files() - SPARE) // 2
+        # Whatever is made on first use, with little that others can use again.
+        once = ["setup", "--count", "20", "--concurrency", "1"]
+        bench(laboratory, [*once, *server.arguments()], LIMIT)
+        before, most = resident_kib(server.pids), (files() - SPARE) // 2
         for held in (min(most, standing - first) for first in range(0, standing, most)):
             options = ["idle", "--tunnels", held, "--hold", LIMIT, *server.arguments()]
             laboratory.spawn([laboratory.bench, *options], server)
-        laboratory.wait(server, f"{standing} tunnels", functools.partial(have_files, nodes, standing))
+        all_there = functools.partial(have_files, server.pids, 2 * standing)
+        laboratory.wait(server, f"{standing} tunnels", all_there)
         # Until what their set-up took has been given back.
         time.sleep(REST)
-        taken = resident_kib(nodes) - before
-        return costs(laboratory, server, 0, quick) | {"kib_per_endpoint": taken / standing / 2}
+        taken = resident_kib(server.pids) - before
+        return costs(laboratory, server, in_step, quick) | {"kib_per_endpoint": taken / standing / 2}
     finally:
         server.stop()
 
 
 def have_files(pids, count):
-    return all(len(os.listdir(f"/proc/{pid}/fd")) > count for pid in pids)
+    return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in pids) > count
 
 
 def resident_kib(pids):
@@ -142,17 +90,56 @@ def resident_kib(pids):
     return sum(int(size[1]) for size in sizes)
 
 
+def medians(rows):
+    return {name: middle([row[name] for row in rows]) for name in rows[0]}
+
+
+def rows_of(laboratory, what, steps, rounds, quick):
+    """A row for each step: its place in the table, what to start, how many tunnels stand, and whether
+    there is the same to do for each node. Rounds go through all of them, so that a change of the machine
+    meets all."""
+    found, failures = {}, []
+    for _ in range(rounds):
+        for place, start, standing, in_step in steps:
+            say(f"growth: {place} {what}")
+            try:
+                row = beside_a_crowd(laboratory, start, standing, in_step, quick)
+                say("  " + ", ".join(f"{name} {value:.3g}" for name, value in row.items()))
+                found.setdefault(place, []).append(row)
+            except Failure as failure:
+                failures.append(f"{place} {what}: {failure}")
+    return {place: medians(rows) for place, rows in found.items()}, failures
+
+
+def standing_tunnels(most, quick):
+    """A process that may open no more files than for some of them takes as many as it can."""
+    return sorted({min(count, most) for count in (STANDING[:2] if quick else STANDING)})
+
+
+def filled(laboratory, what, start, most, rounds, quick):
+    steps = [(count, start, count, False) for count in standing_tunnels(most, quick)]
+    found, failures = rows_of(laboratory, what, steps, rounds, quick)
+    return [{"tunnels": count} | row for count, row in found.items()], failures
+
+
+def on_a_node(laboratory, rounds, quick):
+    start, most = functools.partial(laboratory.node, **unbounded()), (files() - 2 * SPARE) // 2
+    return filled(laboratory, "tunnels on a node", start, most, rounds, quick)
+
+
+def on_two_nodes(laboratory, rounds, quick):
+    """The same with the ends of each tunnel on different nodes, where it takes one file of each."""
+    start, most = functools.partial(laboratory.nodes, **unbounded()), files() - 2 * SPARE
+    return filled(laboratory, "tunnels between two nodes", start, most, rounds, quick)
+
+
 def in_a_cluster(laboratory, rounds, quick):
-    found, failures = [], []
-    for count in NODES[:2] if quick else NODES:
-        say(f"growth: {count} nodes")
-        start = functools.partial(laboratory.nodes, count, **unbounded())
-        try:
-            row = repeated(laboratory, start, 100, 1000, rounds, quick)
-            found.append({"nodes": count} | row)
-        except Failure as failure:
-            failures.append(f"{count} nodes: {failure}")
-    return found, failures
+    steps = [
+        (count, functools.partial(laboratory.nodes, count, **unbounded()), IN_A_CLUSTER, True)
+        for count in (NODES[:2] if quick else NODES)
+    ]
+    found, failures = rows_of(laboratory, "nodes", steps, rounds, quick)
+    return [{"nodes": count} | row for count, row in found.items()], failures
 
 
 def over_long_links(laboratory, rounds, quick):
