@@ -2,7 +2,7 @@
 
 from . import elsewhere
 from .cases import CASES, EVERYBODY, FLOOR, FLOORS, HAPROXY, REFERENCES
-from .growth import FLOODED, IN_A_CLUSTER, SET_UPS
+from .growth import FLOODED, IN_A_CLUSTER, PAIRS, SET_UPS
 from .plot import Bar, bars
 from .runs import disturbed, middle, ratios, values
 
@@ -131,26 +131,25 @@ def cited(cases):
 WINDOW_MIB = 2
 
 GROWTH_HEADS = {
-    "tunnels": "tunnels standing",
-    "nodes": "nodes",
     "cpu_s_per_gib": "CPU-s per GiB",
     "cpu_ms_per_tunnel": "CPU-ms per set-up",
     "kib_per_endpoint": "KiB per endpoint",
     "redis_per_tunnel": "Redis commands per tunnel",
+    "idle_percent": "idle CPU, % of a core",
 }
+# What is not to be flat, as it is not divided by the number of tunnels.
+SUMS = ("idle_percent",)
 
 
-def growth(rows, base=0):
-    """A table of what should be flat; the rows after the base say how far they are from it."""
+def growth(rows, what):
+    """A table of what should be flat."""
     names = [name for name in GROWTH_HEADS if name in rows[0]]
     cells = []
-    for place, found in enumerate(rows):
-        line = [str(found[names[0]])]
-        for name in names[1:]:
-            change = f" ({found[name] / rows[base][name] - 1:+.0%})" if place > base else ""
-            line.append(number(found[name]) + change)
-        cells.append(line)
-    return table([GROWTH_HEADS[name] for name in names], cells)
+    for found in rows:
+        change = {name: f" ({value:+.0%})" for name, value in found["change"].items() if name not in SUMS}
+        line = [number(found[name]) + change.get(name, "") for name in names]
+        cells.append([str(found["place"]), *line])
+    return table([what, *(GROWTH_HEADS[name] for name in names)], cells)
 
 
 def links(rows):
@@ -171,14 +170,14 @@ def further(extras, machine):
     """Sections on growth, links and neighbours."""
     texts = []
     if rows := extras.get("growth-node"):
-        texts += ["## A node that fills\n", FILLS.format(files=machine["files"]), growth(rows)]
+        text = FILLS.format(files=machine["files"], pairs=PAIRS)
+        texts += ["## A node that fills\n", text, growth(rows, "tunnels standing")]
     if rows := extras.get("growth-bridged"):
-        most = max(row["tunnels"] for row in rows)
-        texts += ["## Two nodes that fill\n", BRIDGED.format(most=most), growth(rows)]
+        most = max(row["place"] for row in rows)
+        texts += ["## Two nodes that fill\n", BRIDGED.format(most=most), growth(rows, "tunnels standing")]
     if rows := extras.get("growth-cluster"):
-        load = {"standing": IN_A_CLUSTER, "flooded": FLOODED, "set_ups": SET_UPS}
-        base = 1 if len(rows) > 1 else 0
-        texts += ["## A cluster that grows\n", GROWS.format(**load), growth(rows, base)]
+        text = GROWS.format(standing=IN_A_CLUSTER, flooded=FLOODED, set_ups=SET_UPS)
+        texts += ["## A cluster that grows\n", text, growth(rows, "nodes")]
     if rows := extras.get("links"):
         texts += ["## Long links between nodes\n", LINKS.format(window=WINDOW_MIB), links(rows)]
     if rows := extras.get("neighbours"):
@@ -190,8 +189,11 @@ def further(extras, machine):
 
 FILLS = """\
 What a GiB (16 KiB messages through 8 tunnels), a set-up and an idle endpoint cost while so many
-tunnels stand idle on the node, and how far that is from the first row. A process may open {files}
-files on this machine; a tunnel takes two. Those that stand are held by processes of their own.
+tunnels stand idle on the node, and how far that is from the first row: the node of that row and the
+other one are measured in turn, {pairs} times in each round, and this is the median. What the standing
+tunnels cost by themselves (pings) is in a column of its own, and not in the others. A process may open
+{files} files on this machine; a tunnel takes two. Other processes than the one that measures hold those
+that stand. With 100, the memory has a part of what a node takes only once.
 """
 BRIDGED = """\
 The same between two nodes, where a tunnel takes one file of each node, so that {most} tunnels stand on
@@ -201,8 +203,8 @@ GROWS = """\
 The same in a cluster, with the ends of each tunnel on neighbouring nodes, {standing} tunnels standing,
 and sums over all nodes. Each node has the same to do, however many there are: {flooded} tunnels are
 flooded and {set_ups} per second set up for each, as a set-up costs less the more of them a node has to do
-at the same time. With one node tunnels are local, so that the others are compared with two. They share
-the cores of one machine: this shows that nobody pays for the others, not how fast a cluster is that has
+at the same time. With one node tunnels are local; the others are compared with two. They share the
+cores of one machine: this shows that nobody pays for the others, not how fast a cluster is that has
 machines of its own. Redis commands include those by which nodes keep their leases.
 """
 LINKS = """\

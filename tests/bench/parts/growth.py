@@ -5,6 +5,8 @@ import os
 import re
 import socket
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from .runs import bench, middle, say
@@ -20,8 +22,13 @@ SET_UPS = 100
 # Round trips between nodes, in milliseconds.
 ROUND_TRIPS = (0, 20, 80)
 LIMIT = 600
-# Before memory is looked at, in seconds.
-REST = 5
+# With which the bench begins when tunnels are idle.
+FIRST = 20
+# How long they stand at most, before memory is looked at, and how long what they cost is watched: in
+# seconds.
+HELD, REST, WATCHED = 600, 3, 6
+# Samples of the same two servers.
+PAIRS = 3
 
 
 def unbounded():
@@ -39,107 +46,162 @@ def commands(redis):
     return sum(int(count) for name, count in calls if name not in (b"info", b"quit"))
 
 
-def costs(laboratory, server, in_step, quick):
-    """What a GiB and a set-up cost: as many as there can be, or in step with the number of nodes."""
-    flood = ["throughput", "--seconds", "1.5" if quick else "4"]
-    setup, count = ["setup"], 500 if quick else 2000
-    if in_step:
-        nodes = len(server.pids)
-        flood += ["--tunnels", str(FLOODED * nodes)]
-        setup += ["--rate", str(SET_UPS * nodes), "--concurrency", "64"]
-        count = (200 if quick else 1000) * nodes
-    result, _ = bench(laboratory, [*flood, *server.arguments()], LIMIT)
-    row = {"cpu_s_per_gib": result["cpu_s_per_gib"]}
-    before = commands(server.redis) if server.redis else 0
-    result, _ = bench(laboratory, [*setup, "--count", str(count), *server.arguments()], LIMIT)
-    row["cpu_ms_per_tunnel"] = result["cpu_ms_per_tunnel"]
-    if server.redis:
-        # Those that warm up are set up in the same way.
-        row["redis_per_tunnel"] = (commands(server.redis) - before) / (count + 50)
-    return row
+@dataclass(frozen=True)
+class Step:
+    """A row of a table: what is started, and how many tunnels stand meanwhile. In step, there is the
+    same to do for each node; otherwise as much as can be done."""
+
+    place: int
+    start: Callable
+    standing: int
+    in_step: bool = False
 
 
-def beside_a_crowd(laboratory, start, standing, in_step, quick):
-    """What things cost while so many tunnels stand, and what those take. They are held by several
-    processes, as one may not open so many files."""
-    server = start()
-    try:
-        # Whatever is made on first use, with little that others can use again.
-        once = ["setup", "--count", "20", "--concurrency", "1"]
-        bench(laboratory, [*once, *server.arguments()], LIMIT)
-        before, most = resident_kib(server.pids), (files() - SPARE) // 2
-        for held in (min(most, standing - first) for first in range(0, standing, most)):
-            options = ["idle", "--tunnels", held, "--hold", LIMIT, *server.arguments()]
-            laboratory.spawn([laboratory.bench, *options], server)
-        all_there = functools.partial(have_files, server.pids, 2 * standing)
-        laboratory.wait(server, f"{standing} tunnels", all_there)
+class Crowded:
+    """A server beside a crowd: tunnels that stand on it. Several processes hold them, as one may not
+    open so many files."""
+
+    def __init__(self, laboratory, step):
+        self.laboratory, self.step = laboratory, step
+        self.server, self.row, self.idle = step.start(), {}, 0.0
+        self.pids = list(self.server.pids)
+
+    def fill(self):
+        # Whatever is made on first use.
+        self._hold(1 + FIRST)
+        before, open_before = self._resident_kib(), self._open_files()
+        most = (files() - SPARE) // 2
+        for first in range(0, self.step.standing, most):
+            self._hold(min(most, self.step.standing - first))
+        endpoints = self._open_files() - open_before
         # Until what their set-up took has been given back.
         time.sleep(REST)
-        taken = resident_kib(server.pids) - before
-        return costs(laboratory, server, in_step, quick) | {"kib_per_endpoint": taken / standing / 2}
+        self.row["kib_per_endpoint"] = (self._resident_kib() - before) / endpoints
+
+    def _hold(self, tunnels):
+        """Has a process hold tunnels, and waits until they stand."""
+        wanted = self._open_files() + 2 * tunnels
+        options = ["--tunnels", tunnels - FIRST, "--hold", HELD, *self.server.arguments()]
+        self.laboratory.spawn([self.laboratory.bench, "idle", *options], self.server)
+        self.laboratory.wait(
+            self.server, f"{tunnels} tunnels", lambda: self._open_files() >= wanted
+        )
+
+    def _open_files(self):
+        return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in self.pids)
+
+    def _resident_kib(self):
+        found = (Path(f"/proc/{pid}/status").read_text() for pid in self.pids)
+        return sum(int(re.search(r"VmRSS:\s+(\d+)", text)[1]) for text in found)
+
+    def cpu_s(self):
+        """CPU time so far."""
+        stats = (Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1] for pid in self.pids)
+        ticks = sum(int(ticks) for stat in stats for ticks in stat.split()[11:13])
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+    def sample(self, quick):
+        """What a GiB and a set-up cost, without what the crowd costs by itself meanwhile."""
+        flood = ["throughput", "--seconds", "1.5" if quick else "3"]
+        setup, count = ["setup"], 500 if quick else 2000
+        if self.step.in_step:
+            nodes = len(self.pids)
+            flood += ["--tunnels", str(FLOODED * nodes)]
+            setup += ["--rate", str(SET_UPS * nodes), "--concurrency", "64"]
+            count = (200 if quick else 500) * nodes
+        result = self._bench(flood)
+        gib = result["mib_per_s"] * result["seconds"] / 1024
+        row = {"cpu_s_per_gib": result["cpu_s_per_gib"] - self.idle * result["seconds"] / gib}
+        before = commands(self.server.redis) if self.server.redis else 0
+        result = self._bench([*setup, "--count", str(count)])
+        idle = self.idle * result["seconds"] / count
+        row["cpu_ms_per_tunnel"] = result["cpu_ms_per_tunnel"] - 1000 * idle
+        if self.server.redis:
+            # Those that warm up are set up in the same way.
+            row["redis_per_tunnel"] = (commands(self.server.redis) - before) / (count + 50)
+        return self.row | row
+
+    def _bench(self, command):
+        return bench(self.laboratory, [*command, *self.server.arguments()], LIMIT)[0]
+
+
+def pairs(laboratory, one, other, quick):
+    """Samples of two servers in turn, so that whatever else the machine does meets both."""
+    crowded = []
+    try:
+        for step in (one, other):
+            crowded.append(Crowded(laboratory, step))
+            crowded[-1].fill()
+        began, before = time.monotonic(), [server.cpu_s() for server in crowded]
+        time.sleep(WATCHED)
+        for server, cpu_s in zip(crowded, before):
+            server.idle = (server.cpu_s() - cpu_s) / (time.monotonic() - began)
+            server.row["idle_percent"] = 100 * server.idle
+        return [[server.sample(quick) for server in crowded] for _ in range(1 if quick else PAIRS)]
     finally:
-        server.stop()
-
-
-def have_files(pids, count):
-    return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in pids) > count
-
-
-def resident_kib(pids):
-    sizes = (re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text()) for pid in pids)
-    return sum(int(size[1]) for size in sizes)
+        for server in crowded:
+            server.server.stop()
 
 
 def medians(rows):
     return {name: middle([row[name] for row in rows]) for name in rows[0]}
 
 
-def rows_of(laboratory, what, steps, rounds, quick):
-    """A row for each step: its place in the table, what to start, how many tunnels stand, and whether
-    there is the same to do for each node. Rounds go through all of them, so that a change of the machine
-    meets all."""
-    found, failures = {}, []
+def rows_of(laboratory, what, steps, base, rounds, quick):
+    """A row for each step, with how far its figures are from those of the base: the median of all
+    pairs that were measured side by side."""
+    found, failures = {step.place: [] for step in steps}, []
+    changes = {step.place: [] for step in steps}
     for _ in range(rounds):
-        for place, start, standing, in_step in steps:
-            say(f"growth: {place} {what}")
+        for step in steps:
+            if step is base and len(steps) > 1:
+                continue
+            say(f"growth: {base.place} and {step.place} {what}")
             try:
-                row = beside_a_crowd(laboratory, start, standing, in_step, quick)
-                say("  " + ", ".join(f"{name} {value:.3g}" for name, value in row.items()))
-                found.setdefault(place, []).append(row)
+                measured = pairs(laboratory, base, step, quick)
             except Failure as failure:
-                failures.append(f"{place} {what}: {failure}")
-    return {place: medians(rows) for place, rows in found.items()}, failures
-
-
-def standing_tunnels(most, quick):
-    """A process that may open no more files than for some of them takes as many as it can."""
-    return sorted({min(count, most) for count in (STANDING[:2] if quick else STANDING)})
+                failures.append(f"{step.place} {what}: {failure}")
+                continue
+            for ours, theirs in measured:
+                change = {name: theirs[name] / ours[name] - 1 for name in ours if ours[name]}
+                say("  " + ", ".join(f"{name} {value:+.1%}" for name, value in change.items()))
+                found[base.place].append(ours)
+                found[step.place].append(theirs)
+                changes[step.place].append(change)
+    rows = []
+    for place, samples in found.items():
+        if samples:
+            change = medians(changes[place]) if changes[place] and place != base.place else {}
+            rows.append({"place": place, "change": change} | medians(samples))
+    return rows, failures
 
 
 def filled(laboratory, what, start, most, rounds, quick):
-    steps = [(count, start, count, False) for count in standing_tunnels(most, quick)]
-    found, failures = rows_of(laboratory, what, steps, rounds, quick)
-    return [{"tunnels": count} | row for count, row in found.items()], failures
+    """A process that may open no more files than for some of the tunnels takes as many as it can."""
+    counts = sorted({min(count, most) for count in (STANDING[:2] if quick else STANDING)})
+    steps = [Step(count, functools.partial(start, **unbounded()), count) for count in counts]
+    return rows_of(laboratory, what, steps, steps[0], rounds, quick)
 
 
 def on_a_node(laboratory, rounds, quick):
-    start, most = functools.partial(laboratory.node, **unbounded()), (files() - 2 * SPARE) // 2
-    return filled(laboratory, "tunnels on a node", start, most, rounds, quick)
+    most = (files() - 2 * SPARE) // 2
+    return filled(laboratory, "tunnels on a node", laboratory.node, most, rounds, quick)
 
 
 def on_two_nodes(laboratory, rounds, quick):
     """The same with the ends of each tunnel on different nodes, where it takes one file of each."""
-    start, most = functools.partial(laboratory.nodes, **unbounded()), files() - 2 * SPARE
-    return filled(laboratory, "tunnels between two nodes", start, most, rounds, quick)
+    most = files() - 2 * SPARE
+    return filled(laboratory, "tunnels between two nodes", laboratory.nodes, most, rounds, quick)
 
 
 def in_a_cluster(laboratory, rounds, quick):
     steps = [
-        (count, functools.partial(laboratory.nodes, count, **unbounded()), IN_A_CLUSTER, True)
+        Step(count, functools.partial(laboratory.nodes, count, **unbounded()), IN_A_CLUSTER, True)
         for count in (NODES[:2] if quick else NODES)
     ]
-    found, failures = rows_of(laboratory, "nodes", steps, rounds, quick)
-    return [{"nodes": count} | row for count, row in found.items()], failures
+    rows, failures = rows_of(laboratory, "nodes", steps, steps[1], rounds, quick)
+    # Of one node, tunnels are local: that is something else.
+    return [row | {"change": {}} if row["place"] == 1 else row for row in rows], failures
 
 
 def over_long_links(laboratory, rounds, quick):
