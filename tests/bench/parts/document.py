@@ -137,8 +137,6 @@ GROWTH_HEADS = {
     "redis_per_tunnel": "Redis commands per tunnel",
     "idle_percent": "idle CPU, % of a core",
 }
-# What is not to be flat, as it is not divided by the number of tunnels.
-SUMS = ("idle_percent",)
 
 
 def growth(rows, what):
@@ -146,7 +144,7 @@ def growth(rows, what):
     names = [name for name in GROWTH_HEADS if name in rows[0]]
     cells = []
     for found in rows:
-        change = {name: f" ({value:+.0%})" for name, value in found["change"].items() if name not in SUMS}
+        change = {name: f" ({value:+.0%})" for name, value in found["change"].items()}
         line = [number(found[name]) + change.get(name, "") for name in names]
         cells.append([str(found["place"]), *line])
     return table([what, *(GROWTH_HEADS[name] for name in names)], cells)

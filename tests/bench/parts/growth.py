@@ -27,8 +27,10 @@ FIRST = 20
 # How long they stand at most, before memory is looked at, and how long what they cost is watched: in
 # seconds.
 HELD, REST, WATCHED = 600, 3, 6
-# Samples of the same two servers.
-PAIRS = 3
+# Samples of the same two servers, short ones: what disturbs a run disturbs all of it.
+PAIRS = 6
+# What is divided by the number of tunnels, or of bytes, and so should not grow with them.
+EACH = ("cpu_s_per_gib", "cpu_ms_per_tunnel", "kib_per_endpoint", "redis_per_tunnel")
 
 
 def unbounded():
@@ -102,13 +104,13 @@ class Crowded:
 
     def sample(self, quick):
         """What a GiB and a set-up cost, without what the crowd costs by itself meanwhile."""
-        flood = ["throughput", "--seconds", "1.5" if quick else "3"]
-        setup, count = ["setup"], 500 if quick else 2000
+        flood = ["throughput", "--seconds", "1.5", "--warm-up", "0.5"]
+        setup, count = ["setup"], 500 if quick else 1000
         if self.step.in_step:
             nodes = len(self.pids)
             flood += ["--tunnels", str(FLOODED * nodes)]
             setup += ["--rate", str(SET_UPS * nodes), "--concurrency", "64"]
-            count = (200 if quick else 500) * nodes
+            count = (100 if quick else 250) * nodes
         result = self._bench(flood)
         gib = result["mib_per_s"] * result["seconds"] / 1024
         row = {"cpu_s_per_gib": result["cpu_s_per_gib"] - self.idle * result["seconds"] / gib}
@@ -163,7 +165,7 @@ def rows_of(laboratory, what, steps, base, rounds, quick):
                 failures.append(f"{step.place} {what}: {failure}")
                 continue
             for ours, theirs in measured:
-                change = {name: theirs[name] / ours[name] - 1 for name in ours if ours[name]}
+                change = {name: theirs[name] / ours[name] - 1 for name in ours if name in EACH}
                 say("  " + ", ".join(f"{name} {value:+.1%}" for name, value in change.items()))
                 found[base.place].append(ours)
                 found[step.place].append(theirs)
