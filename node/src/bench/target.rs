@@ -285,7 +285,8 @@ impl Address {
     }
 }
 
-/// Where a connection to loopback comes from: runs that go on at the same time share no address.
+/// Where a connection to loopback comes from: of 16,384 places, each run takes one by chance, so that runs
+/// that go on at the same time hardly ever share an address.
 fn source(run: Uuid, number: u64) -> Ipv4Addr {
     let [high, low, ..] = run.into_bytes();
     let of_run = u32::from(u16::from_be_bytes([high & 0x3F, low])) << 8;
@@ -311,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn runs_share_no_source_address() {
+    fn runs_have_source_addresses_of_their_own() {
         let (one, other) = (Uuid::from_u128(0xFFFF << 112), Uuid::from_u128(1 << 112));
         assert_eq!(source(one, 0), Ipv4Addr::new(127, 191, 255, 0));
         assert_eq!(source(one, PER_SOURCE), Ipv4Addr::new(127, 191, 255, 1));
