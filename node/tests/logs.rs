@@ -11,8 +11,9 @@ use std::net::{SocketAddr, TcpStream};
 use nymea_remoteproxy::trace_parent::TraceParent;
 use serde_json::Value;
 
+use cluster::endpoints::tunnel_proxy::{Gateway, app};
 use cluster::endpoints::{Endpoint, Listening};
-use cluster::talk;
+use cluster::{Cluster, talk};
 use support::{Running, command};
 
 /// A node that logs JSON.
@@ -93,6 +94,37 @@ async fn each_line_says_which_connection_trace_and_tunnel_it_is_about() {
     assert_eq!(established["kind"], "local");
     assert_eq!(ended["reason"], "other_left");
     assert_eq!((&ended["messages_forth"], &ended["bytes_back"]), (&2.into(), &8.into()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_tunnel_of_an_app_has_one_name_on_both_nodes() {
+    let cluster = Cluster::<2>::start().await;
+    let [one, other] = &cluster.nodes;
+    let mut gateway = Gateway::register(one, 1).await;
+    let mut app = app(other, 2, 1).await;
+    gateway.connected().await;
+    app.leave().await;
+
+    let registered = one.process.line("gateway registered");
+    let told = [one, other].map(|node| {
+        ["tunnel established", "tunnel ended"].map(|message| node.process.line(message))
+    });
+    for line in told.as_flattened() {
+        assert_eq!(in_span(line, "tunnel"), in_span(&told[0][0], "tunnel"), "{line}");
+        assert!(in_span(line, "client_addr").starts_with("127.0.0.1:"), "{line}");
+    }
+    // On the gateway's node there is no connection of the app.
+    for line in &told[0] {
+        assert_eq!(in_span(line, "id"), in_span(&registered, "id"), "{line}");
+    }
+}
+
+/// What the span of a line for people says, by name.
+fn in_span<'a>(line: &'a str, name: &str) -> &'a str {
+    let (_, fields) = line.split_once("connection{").unwrap_or_else(|| panic!("no span: {line}"));
+    let (fields, _) = fields.split_once('}').expect("the end of the span");
+    let mut fields = fields.split(' ').filter_map(|field| field.split_once('='));
+    fields.find(|(it, _)| *it == name).unwrap_or_else(|| panic!("no {name}: {line}")).1
 }
 
 #[tokio::test(flavor = "multi_thread")]

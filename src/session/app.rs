@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::enrolment::{Place, app_record};
 use super::gateway::{GatewayPort, Hub, NotAttached};
+use super::origin::Origin;
 use super::tunnel::{Held, begin, established, here, run, took};
 use super::{Party, Shared};
 use crate::cluster::{self, AppCall, Bridged, Incoming};
@@ -51,7 +52,8 @@ pub(super) async fn serve(mut party: Box<Party>, attachment: Attachment, shared:
         Far::Here { hub, port } => (gateway_of(&hub), port as _),
         Far::There(Bridged { leg, profile, node }) => (Endpoint::There { node, profile }, leg),
     };
-    let tunnel = begin(TunnelFacts { id, kind, first, second }, setup, shared);
+    let facts = TunnelFacts { id, kind, first, second };
+    let tunnel = begin(facts, setup, &party.origin, shared);
     run(tunnel, (&mut *leg, &mut *party.leg), Held::Uuid(place), shared).await;
 }
 
@@ -59,10 +61,10 @@ pub(super) async fn serve(mut party: Box<Party>, attachment: Attachment, shared:
 pub(super) async fn serve_bridged(
     (gateway, secret): (OfferId, Secret),
     call: AppCall,
-    bridge: Incoming,
+    bridge: Box<Incoming>,
     shared: Arc<Shared>,
 ) {
-    let Incoming { profile, node, attaching, answer, .. } = bridge;
+    let Incoming { profile, node, attaching, answer, .. } = *bridge;
     let tracer = &shared.telemetry.tracer;
     let attached = match app_of(&profile) {
         Some(app) => attach((gateway, secret), &app, &call, &node, &shared),
@@ -77,9 +79,10 @@ pub(super) async fn serve_bridged(
         }
     };
     let mut leg = answer.accept(&hub.profile);
+    let origin = origin_of(&hub);
     let (first, second) = (gateway_of(&hub), Endpoint::There { node, profile });
     let facts = TunnelFacts { id: call.id, kind: Kind::Bridged, first, second };
-    let tunnel = begin(facts, attaching.call, &shared);
+    let tunnel = begin(facts, attaching.call, &origin, &shared);
     run(tunnel, (&mut port, &mut *leg), Held::ByNobody, &shared).await;
 }
 
@@ -112,4 +115,10 @@ fn app_of(profile: &Profile) -> Option<App> {
 fn gateway_of(hub: &Hub) -> Endpoint {
     let (connection, client_addr) = (hub.record.connection, hub.record.client_addr);
     Endpoint::Here { connection, client_addr, profile: hub.profile.clone() }
+}
+
+/// Where the lines of a tunnel come from whose app is on another node.
+fn origin_of(hub: &Hub) -> Origin {
+    let (id, client_addr) = (hub.record.connection, Some(hub.record.client_addr));
+    Origin { id, client_addr, proxy_addr: None, trace: None }
 }

@@ -113,7 +113,7 @@ pub(super) fn enrol(
     let enrolling = match role {
         Role::Gateway(gateway) => {
             let profile = profile_of(uuid, &gateway.name);
-            let of = (party.id, party.client_addr);
+            let of = (party.origin.id, party.client_addr);
             let record = GatewayRecord::new(registration.id, of, (uuid, gateway.name));
             enrol_gateway(place, record, profile).boxed()
         }

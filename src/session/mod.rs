@@ -9,6 +9,7 @@ mod app;
 mod enrolment;
 mod gateway;
 mod negotiation;
+mod origin;
 mod probe;
 mod registry;
 mod stage;
@@ -22,11 +23,12 @@ use futures_util::future::BoxFuture;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tracing::field::display;
-use tracing::{Instrument, Span, debug, error_span, field, info};
+use tracing::{Instrument, Span, debug, info};
 
 use self::admission::{Admission, Ticket};
 use self::enrolment::{Enrolled, Hubs};
 use self::negotiation::{Outcome, negotiate};
+use self::origin::Origin;
 use self::probe::{Life, Probes};
 use self::registry::{NotWaiting, Partner, Registry};
 use crate::auth::Authenticator;
@@ -148,7 +150,7 @@ impl Shared {
 
 /// A connection with all that belongs to it. Dropping it gives everything back.
 pub(crate) struct Party {
-    id: ConnectionId,
+    origin: Origin,
     client_addr: ClientAddr,
     leg: Box<dyn Leg>,
     endpoint: Endpoint,
@@ -163,33 +165,40 @@ pub(crate) struct Party {
 
 /// Serves one accepted connection until it is over. `peer` is at the other end of its socket.
 pub async fn serve(socket: Socket, peer: ClientAddr, listener: Arc<Listener>, shared: Arc<Shared>) {
-    let id = ConnectionId::next();
-    // At the highest level, so that lines of any level say where they belong.
-    let span = error_span!(
-        "connection",
-        %id,
-        client_addr = field::Empty,
-        proxy_addr = field::Empty,
-        trace_id = field::Empty,
-        tunnel = field::Empty,
-        tunnel_trace_id = field::Empty,
-    );
-    let client = listener.transport.client_of(peer);
-    span.record(if client.is_some() { "client_addr" } else { "proxy_addr" }, display(peer));
-    async {
-        match enter(client, &shared) {
-            Ok(ticket) => {
-                // In a box of its own: its memory is free again when the tunnel stands.
-                let accepting = accept((id, peer), &listener, &shared, socket, ticket);
-                if let Some(party) = accepting.boxed().await {
-                    run(party, &shared).await;
-                }
-            }
-            Err(refusal) => refuse(&listener, &shared, (socket, peer), refusal).await,
-        }
+    // In a box of its own: its memory is free again when the tunnel stands.
+    let welcome = welcome(socket, peer, &listener, &shared).boxed();
+    if let Some((party, span)) = welcome.await {
+        run(party, span, &shared).await;
     }
-    .instrument(span)
-    .await;
+}
+
+/// Lets a connection in if there is room for it, and makes it one that can be talked to. What is
+/// logged of it belongs to the span.
+async fn welcome(
+    socket: Socket,
+    peer: ClientAddr,
+    listener: &Listener,
+    shared: &Shared,
+) -> Option<(Box<Party>, Span)> {
+    let client = listener.transport.client_of(peer);
+    let origin = Origin {
+        id: ConnectionId::next(),
+        client_addr: client,
+        proxy_addr: client.is_none().then_some(peer),
+        trace: None,
+    };
+    let span = origin.span();
+    let entering = async {
+        match enter(client, shared) {
+            Ok(ticket) => accept((origin, peer), listener, shared, socket, ticket).await,
+            Err(refusal) => {
+                refuse(listener, shared, (socket, peer), refusal).await;
+                None
+            }
+        }
+    };
+    let party = entering.instrument(span.clone()).await?;
+    Some((party, span))
 }
 
 /// Lets a connection in, if there is room for it. A client that is not known yet is counted later.
@@ -203,7 +212,7 @@ fn enter(client: Option<ClientAddr>, shared: &Shared) -> Result<Ticket, Refusal>
 }
 
 async fn accept(
-    (id, peer): (ConnectionId, ClientAddr),
+    (origin, peer): (Origin, ClientAddr),
     listener: &Listener,
     shared: &Shared,
     socket: Socket,
@@ -214,7 +223,7 @@ async fn accept(
     let mut gauge = metrics.connection(transport);
     let began = Instant::now();
     let mut admit = |client| {
-        if listener.transport.client_of(peer).is_none() {
+        if origin.proxy_addr.is_some() {
             Span::current().record("client_addr", display(client));
         }
         ticket.comes_from(client).inspect_err(|refusal| note_refusal(*refusal, shared))
@@ -222,18 +231,20 @@ async fn accept(
     let accepted = listener.transport.accept(socket, peer, &mut admit);
     match timeout(shared.timeouts.handshake, accepted).await {
         Ok(Ok(Accepted { leg, client_addr, trace_parent, tls })) => {
-            let trace = tracer.upgraded((id, client_addr), transport, trace_parent, began, tls);
+            let whose = (origin.id, client_addr);
+            let trace = tracer.upgraded(whose, transport, trace_parent, began, tls);
             if let Some(place) = trace.place() {
                 Span::current().record("trace_id", display(place.trace_id()));
             }
-            debug!(%client_addr, "connected");
+            debug!("connected");
             metrics.step(Step::Handshake, began.elapsed());
             gauge.enter(Stage::Greeting);
             let server = Arc::clone(&shared.server);
             let endpoint = Endpoint::new(server, shared.rules(listener), Instant::now());
             let (claimed, waited) = (None, Duration::ZERO);
+            let origin = Origin { client_addr: Some(client_addr), trace: trace.place(), ..origin };
             Some(Box::new(Party {
-                id,
+                origin,
                 client_addr,
                 leg,
                 endpoint,
@@ -284,23 +295,29 @@ fn note_refusal(refusal: Refusal, shared: &Shared) {
 }
 
 /// Negotiates and relays. A partner that came just as this endpoint left is served on.
-async fn run(party: Box<Party>, shared: &Arc<Shared>) {
-    let mut next = Some(party);
-    while let Some(party) = next.take() {
-        match negotiate(party, shared).boxed().await {
+///
+/// Each way on is in a box, so that a connection takes no more memory than its own way needs.
+async fn run(party: Box<Party>, span: Span, shared: &Arc<Shared>) {
+    let mut next = Some((party, span));
+    while let Some((party, span)) = next.take() {
+        match negotiate(party, shared).boxed().instrument(span).await {
             Outcome::Over => {}
-            Outcome::Orphan(partner) => next = Some(partner),
+            Outcome::Orphan(partner) => {
+                let span = partner.origin.span();
+                next = Some((partner, span));
+            }
             Outcome::Met { first, partner, entry } => {
                 tunnel::of_the_waiting(first, partner, entry, shared).await;
             }
             Outcome::Bridged { party, bridged, claim } => {
-                tunnel::of_the_claiming(party, bridged, claim, shared).await;
+                tunnel::of_the_claiming(party, bridged, claim, shared).boxed().await;
             }
             Outcome::Enrolled { party, enrolled: Enrolled::Gateway(enrolled) } => {
-                gateway::serve(party, enrolled, shared).await;
+                let span = party.origin.span();
+                gateway::serve(party, enrolled, shared).instrument(span).boxed().await;
             }
             Outcome::Enrolled { party, enrolled: Enrolled::App(attachment) } => {
-                app::serve(party, *attachment, shared).await;
+                app::serve(party, *attachment, shared).boxed().await;
             }
         }
     }
@@ -322,12 +339,13 @@ impl Drop for Entry {
 
 impl Attach for Shared {
     fn attach(self: Arc<Self>, offer: OfferId, secret: Secret, mut bridge: Incoming) {
-        if let Some(app) = bridge.app.take() {
+        let app = bridge.app.take();
+        let bridge = Box::new(bridge);
+        if let Some(app) = app {
             let serving = app::serve_bridged((offer, secret), app, bridge, Arc::clone(&self));
             return self.lifecycle.spawn(serving);
         }
         let attaching = bridge.attaching;
-        let bridge = Box::new(bridge);
         let handed_over = match self.registry.waiting(offer, secret) {
             Ok(offer) => {
                 self.rendezvous.stands(offer.key, offer.id);

@@ -41,7 +41,7 @@ pub(super) enum Outcome {
     /// The connection is over, but a partner of this node had just been handed over to it.
     Orphan(Box<Party>),
     /// The partner came here.
-    Met { first: Box<Party>, partner: Partner, entry: Entry },
+    Met { first: Box<Party>, partner: Partner, entry: Box<Entry> },
     /// The partner was fetched from its node.
     Bridged { party: Box<Party>, bridged: Bridged, claim: Claim },
     /// It is registered with the tunnel proxy.
@@ -203,12 +203,12 @@ fn offer(key: PairingKey, party: &Party, shared: &Arc<Shared>) -> Stage {
     let setup = Setup::new(&shared.telemetry.tracer, party.trace.place());
     let offer = Offer::new(key, setup.place());
     let partner = shared.registry.register(offer);
-    let entry = Entry { offer, setup, shared: Arc::clone(shared) };
+    let entry = Box::new(Entry { offer, setup, shared: Arc::clone(shared) });
     put_up(entry, partner, shared)
 }
 
 /// Puts an offer up, maybe again. What is lost from now on is noticed: also before the answer.
-fn put_up(entry: Entry, partner: Coming, shared: &Arc<Shared>) -> Stage {
+fn put_up(entry: Box<Entry>, partner: Coming, shared: &Arc<Shared>) -> Stage {
     let epoch = shared.rendezvous.epoch();
     let answer = Arc::clone(&shared.rendezvous).offer(entry.offer);
     Stage::Offering { entry, partner, answer, epoch, since: Instant::now() }
@@ -436,7 +436,7 @@ async fn over(
     party.gauge.enter(metrics::Stage::Greeting);
     if let Some(close) = close {
         info!(reason = %close, "connection closed");
-        journal.note(EventKind::Refused, format!("connection {} closed: {close}", party.id));
+        journal.note(EventKind::Refused, format!("connection {} closed: {close}", party.origin.id));
         party.trace.ends(Ended::Closed(close));
     } else {
         debug!("client left");

@@ -37,14 +37,14 @@ pub(super) enum Stage {
         role: &'static str,
     },
     Offering {
-        entry: Entry,
+        entry: Box<Entry>,
         partner: Coming,
         answer: BoxFuture<'static, Answer>,
         epoch: watch::Receiver<u64>,
         since: Instant,
     },
     Waiting {
-        entry: Entry,
+        entry: Box<Entry>,
         partner: Coming,
         lost: BoxFuture<'static, ()>,
         since: Instant,

@@ -4,13 +4,16 @@
 //! on different nodes, each node runs the tunnel of its own endpoint, with a bridge as the other
 //! leg.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Instant;
 
+use futures_util::FutureExt;
 use tracing::field::display;
-use tracing::{Span, info};
+use tracing::{Instrument, info};
 
 use super::enrolment::Place;
+use super::origin::Origin;
 use super::registry::Partner;
 use super::stage::Claim;
 use super::{Entry, Party, Shared, send};
@@ -30,23 +33,23 @@ use crate::transport::Leg;
 pub(super) async fn of_the_waiting(
     first: Box<Party>,
     partner: Partner,
-    entry: Entry,
+    entry: Box<Entry>,
     shared: &Arc<Shared>,
 ) {
-    let Some(profile) = profile_of(&first) else { return };
     match partner {
-        Partner::Here(second) => local(first, second, profile, entry, shared).await,
-        Partner::There(bridge) => to_there(first, *bridge, profile, entry, shared).await,
+        // Each in a box of its own, as they differ in size.
+        Partner::Here(second) => local(first, second, entry, shared).boxed().await,
+        Partner::There(bridge) => to_there(first, bridge, entry, shared).boxed().await,
     }
 }
 
 async fn local(
     mut first: Box<Party>,
     mut second: Box<Party>,
-    profile: Profile,
-    entry: Entry,
+    entry: Box<Entry>,
     shared: &Arc<Shared>,
 ) {
+    let Some(profile) = profile_of(&first) else { return };
     let Some(profile_of_second) = profile_of(&second) else { return };
     let (id, setup) = (entry.offer.id, entry.setup.place());
     let tracer = &shared.telemetry.tracer;
@@ -72,27 +75,29 @@ async fn local(
             established(&mut first, setup, since, shared);
             established(&mut second, setup, since, shared);
             took(&second, shared);
-            let tunnel = begin(facts, setup, shared);
+            let tunnel = begin(facts, setup, &first.origin, shared);
             run(tunnel, (&mut *first.leg, &mut *second.leg), Held::ByUs(entry), shared).await;
         }
         Err(close) => {
             drop(entry);
             first.trace.ends(Ended::Closed(close));
             second.trace.ends(Ended::Closed(close));
-            refuse(id, close, &mut *first.leg, Some(&mut *second.leg), shared).await;
+            let span = first.origin.span();
+            let (first, second) = (&mut *first.leg, &mut *second.leg);
+            refuse(id, close, first, Some(second), shared).instrument(span).await;
         }
     }
 }
 
 async fn to_there(
     mut first: Box<Party>,
-    bridge: Incoming,
-    profile: Profile,
-    entry: Entry,
+    bridge: Box<Incoming>,
+    entry: Box<Entry>,
     shared: &Arc<Shared>,
 ) {
+    let Some(profile) = profile_of(&first) else { return };
     let (id, setup) = (entry.offer.id, entry.setup.place());
-    let Incoming { profile: profile_of_second, node, attaching, answer, .. } = bridge;
+    let Incoming { profile: profile_of_second, node, attaching, answer, .. } = *bridge;
     let tracer = &shared.telemetry.tracer;
     let since = Instant::now();
     let told = introduce(&mut first, &profile_of_second, shared).await;
@@ -109,7 +114,7 @@ async fn to_there(
                 second: Endpoint::There { node, profile: profile_of_second },
             };
             established(&mut first, setup, since, shared);
-            let tunnel = begin(facts, setup, shared);
+            let tunnel = begin(facts, setup, &first.origin, shared);
             let mut second = answer.accept(&profile);
             run(tunnel, (&mut *first.leg, &mut *second), Held::ByUs(entry), shared).await;
         }
@@ -117,7 +122,8 @@ async fn to_there(
             drop(entry);
             first.trace.ends(Ended::Closed(close));
             answer.refuse(Refusal::Loop);
-            refuse(id, close, &mut *first.leg, None, shared).await;
+            let span = first.origin.span();
+            refuse(id, close, &mut *first.leg, None, shared).instrument(span).await;
         }
     }
 }
@@ -145,12 +151,14 @@ pub(super) async fn of_the_claiming(
             };
             established(&mut second, setup, since, shared);
             took(&second, shared);
-            let tunnel = begin(facts, setup, shared);
+            let tunnel = begin(facts, setup, &second.origin, shared);
             run(tunnel, (&mut *first, &mut *second.leg), Held::ByOther(key), shared).await;
         }
         Err(close) => {
             second.trace.ends(Ended::Closed(close));
-            refuse(id, close, &mut *second.leg, Some(&mut *first), shared).await;
+            let span = second.origin.span();
+            let (first, second) = (&mut *first, &mut *second.leg);
+            refuse(id, close, second, Some(first), shared).instrument(span).await;
         }
     }
 }
@@ -161,7 +169,7 @@ pub(super) fn profile_of(party: &Party) -> Option<Profile> {
 }
 
 pub(super) fn here(party: &Party, profile: Profile) -> Endpoint {
-    Endpoint::Here { connection: party.id, client_addr: party.client_addr, profile }
+    Endpoint::Here { connection: party.origin.id, client_addr: party.client_addr, profile }
 }
 
 /// Tells an endpoint of its partner, unless the two must not meet.
@@ -220,7 +228,7 @@ async fn refuse(
 /// Whose entry in the rendezvous a tunnel has.
 pub(super) enum Held {
     /// Our endpoint waited for it.
-    ByUs(Entry),
+    ByUs(Box<Entry>),
     /// The other node's endpoint did.
     ByOther(PairingKey),
     /// It has none; our endpoint has registered a UUID.
@@ -229,48 +237,53 @@ pub(super) enum Held {
     ByNobody,
 }
 
-/// A tunnel with its place in its trace.
-pub(super) struct Standing {
+/// A tunnel with its place in its trace, and whose lines those about it are.
+pub(super) struct Standing<'a> {
     guard: TunnelGuard,
     setup: Option<TraceParent>,
+    origin: &'a Origin,
 }
 
-pub(super) fn begin(facts: TunnelFacts, setup: Option<TraceParent>, shared: &Shared) -> Standing {
+/// Begins a tunnel. What is logged of it is logged of this connection.
+pub(super) fn begin<'a>(
+    facts: TunnelFacts,
+    setup: Option<TraceParent>,
+    origin: &'a Origin,
+    shared: &Shared,
+) -> Standing<'a> {
     let (tunnel, kind) = (facts.id, facts.kind.label());
     let second = match &facts.second {
         Endpoint::Here { connection, .. } => Some(display(connection)),
         Endpoint::There { .. } => None,
     };
-    // What this connection logs from now on is about its tunnel.
-    let span = Span::current();
-    span.record("tunnel", display(tunnel));
-    if let Some(setup) = setup {
-        span.record("tunnel_trace_id", display(setup.trace_id()));
-    }
-    info!(kind, second, "tunnel established");
+    let span = origin.span_of_tunnel(tunnel, setup);
+    info!(parent: &span, kind, second, "tunnel established");
     let Telemetry { metrics, journal, tunnels, .. } = &shared.telemetry;
     journal.note(EventKind::Tunnel, format!("tunnel {tunnel} established, {kind}"));
-    Standing { guard: tunnels.begin(facts, metrics), setup }
+    Standing { guard: tunnels.begin(facts, metrics), setup, origin }
 }
 
 /// Relays until the tunnel ends, and says what it did.
 pub(super) async fn run(
-    tunnel: Standing,
+    tunnel: Standing<'_>,
     (first, second): (&mut dyn Leg, &mut dyn Leg),
     held: Held,
     shared: &Shared,
 ) {
-    let Standing { mut guard, setup } = tunnel;
-    let unwanted = guard.is_unwanted();
-    let stop = async {
-        tokio::select! {
-            () = shared.lifecycle.over() => Close::Draining,
-            () = unwanted => Close::Dismissed,
-        }
-    };
+    let Standing { mut guard, setup, origin } = tunnel;
     let patience = shared.timeouts.close;
     let record = guard.record();
-    let ended = relay::flow(first, second, &record.meter, stop, patience).await;
+    let ended = {
+        let unwanted = guard.is_unwanted();
+        // Pinned here, as it would be moved twice further down and take its memory each time.
+        let mut stop = pin!(async {
+            tokio::select! {
+                () = shared.lifecycle.over() => Close::Draining,
+                () = unwanted => Close::Dismissed,
+            }
+        });
+        relay::flow(first, second, &record.meter, stop.as_mut(), patience).await
+    };
     // The key is free before the goodbyes are said: an endpoint may come back at once.
     match held {
         Held::ByUs(entry) => drop(entry),
@@ -281,10 +294,13 @@ pub(super) async fn run(
         }
         Held::ByOther(_) | Held::ByNobody => {}
     }
-    let report = relay::finish(first, second, ended, patience).await;
+    // In a box: a tunnel that stands has no need of this memory.
+    let report = relay::finish(first, second, ended, patience).boxed().await;
     record.meter.set(report.forth, report.back);
     guard.ends(report.reason);
-    say(&report, guard.record(), guard.began(), setup, shared);
+    let record = guard.record();
+    let span = origin.span_of_tunnel(record.facts.id, setup);
+    span.in_scope(|| say(&report, record, guard.began(), setup, shared));
 }
 
 /// The one line that sums a tunnel up, and its span.
