@@ -54,7 +54,7 @@ async fn the_claimer_learns_where_its_partner_is() {
     assert_eq!(ask(&b, second).await, there(first, "a"), "asked again");
     assert_eq!(ask(&b, third).await, Answer::Taken);
     assert_eq!(ask(&a, offer("t")).await, Answer::Taken);
-    a.stands(first.key, first.id);
+    assert!(a.stands(first));
     b.release(second.key, second.id);
     assert_eq!(ask(&b, offer("t")).await, Answer::Taken, "a claimer does not free the key");
     a.release(first.key, first.id);
@@ -229,7 +229,7 @@ async fn across(a: &Arc<RedisRendezvous>, b: &Arc<RedisRendezvous>, token: &str)
     assert_eq!(ask(a, first).await, Answer::Wait);
     assert_eq!(ask(b, second).await, there(first, "a"));
     b.release(second.key, second.id);
-    a.stands(first.key, first.id);
+    assert!(a.stands(first));
     a.release(first.key, first.id);
 }
 

@@ -84,7 +84,7 @@ async fn a_claim_can_be_given_back<R: Rendezvous + 'static>(at: Arc<R>) {
 async fn joined_from_elsewhere_it_stands<R: Rendezvous + 'static>(at: Arc<R>) {
     let first = offer("t");
     assert_eq!(ask(&at, first).await, Answer::Wait);
-    at.stands(first.key, first.id);
+    assert!(at.stands(first));
     assert_eq!(ask(&at, offer("t")).await, Answer::Taken);
     at.release(first.key, first.id);
     assert_eq!(ask(&at, offer("t")).await, Answer::Wait);

@@ -117,8 +117,10 @@ impl Rendezvous for MemoryRendezvous {
         self.change(key, owner, State::Claimed(claimer), State::Waiting);
     }
 
-    fn stands(&self, key: PairingKey, offer: OfferId) {
-        self.change(key, offer, State::Waiting, State::Standing);
+    fn stands(&self, offer: Offer) -> bool {
+        self.change(offer.key, offer.id, State::Waiting, State::Standing);
+        // One entry per key: no other tunnel can have it.
+        self.entries().get(&offer.key).is_none_or(|entry| entry.owner == offer.id)
     }
 
     fn epoch(&self) -> watch::Receiver<u64> {

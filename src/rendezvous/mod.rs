@@ -137,8 +137,10 @@ pub trait Rendezvous: Send + Sync {
     fn give_back(&self, key: PairingKey, owner: OfferId, claimer: OfferId);
 
     /// The endpoint of this offer, which waits on this node, is being joined from another node.
-    /// To be said before it can no longer be found waiting.
-    fn stands(&self, key: PairingKey, offer: OfferId);
+    /// Called before it can no longer be found waiting, perhaps before the offer is answered.
+    /// False if another tunnel of its key is established on this node: then it must not be joined.
+    #[must_use]
+    fn stands(&self, offer: Offer) -> bool;
 
     /// Changes when entries may have been lost; then waiting offers must be put up again.
     fn epoch(&self) -> watch::Receiver<u64>;

@@ -347,10 +347,10 @@ impl Attach for Shared {
         }
         let attaching = bridge.attaching;
         let handed_over = match self.registry.waiting(offer, secret) {
-            Ok(offer) => {
-                self.rendezvous.stands(offer.key, offer.id);
+            Ok(offer) if self.rendezvous.stands(offer) => {
                 self.registry.hand_over(offer.id, Partner::There(bridge))
             }
+            Ok(_) => Err((NotWaiting::Paired, Partner::There(bridge))),
             Err(why) => Err((why, Partner::There(bridge))),
         };
         if let Err((why, Partner::There(bridge))) = handed_over {

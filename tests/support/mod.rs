@@ -4,6 +4,7 @@
 #![allow(dead_code, unreachable_pub, missing_docs, reason = "each test file uses a part")]
 
 pub mod cluster;
+pub mod delay;
 pub mod places;
 pub mod raw;
 pub mod redis;

@@ -180,14 +180,20 @@ impl Local {
         }
     }
 
-    /// The endpoint of this offer has been joined from another node.
-    pub(super) fn stands(&mut self, key: PairingKey, offer: OfferId) {
-        if let Some(entry) = self.entries.get_mut(&key)
-            && entry.offer.id == offer
-            && matches!(entry.state, State::Waiting)
-        {
-            entry.state = State::Standing { claimer: None, asserted: Instant::now() };
+    /// The endpoint of this offer is being joined from another node. The answer that it waits may
+    /// still be on its way. False if another tunnel of its key is established here.
+    pub(super) fn stands(&mut self, offer: &Offer) -> bool {
+        if !self.offers.contains_key(&offer.id) {
+            // Its endpoint has left, and its entry is being released.
+            return true;
         }
+        if let Some(Entry { offer: there, state: State::Standing { .. }, .. }) =
+            self.entries.get(&offer.key)
+        {
+            return there.id == offer.id;
+        }
+        self.establish(offer, None);
+        true
     }
 
     /// Frees the key if this offer made its entry, whether here or on another node.
@@ -340,18 +346,21 @@ impl Local {
         Answer::Claimed(Waiting { id: owner.id, home: Home::Here })
     }
 
-    /// An offer of this node is claimed by another one of it. The answer that it waits may still
-    /// be on its way.
+    /// An offer of this node is claimed by another one of it.
     fn claimed(&mut self, owner: Offer, claimer: OfferId) {
-        if !self.offers.contains_key(&owner.id) {
-            return;
+        if self.offers.contains_key(&owner.id) {
+            self.establish(&owner, Some(claimer));
         }
+    }
+
+    /// The entry of this offer is that of a tunnel, whether or not the answer that it waits has come.
+    fn establish(&mut self, owner: &Offer, claimer: Option<OfferId>) {
         let is_there = self.entries.get(&owner.key).map(|entry| entry.offer.id);
         if is_there != Some(owner.id) {
-            self.insert(&owner);
+            self.insert(owner);
         }
         if let Some(entry) = self.entries.get_mut(&owner.key) {
-            entry.state = State::Standing { claimer: Some(claimer), asserted: Instant::now() };
+            entry.state = State::Standing { claimer, asserted: Instant::now() };
             entry.claimed.notify_one();
         }
     }

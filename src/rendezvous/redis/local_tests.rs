@@ -60,6 +60,33 @@ fn the_claim_may_be_known_before_the_wait() {
 }
 
 #[test]
+fn the_bridge_may_come_before_the_wait() {
+    let mut local = Local::default();
+    let [first, third] = offers(&mut local);
+    assert!(local.stands(&first));
+    assert!(local.stands(&first), "asked again");
+    // The session has its partner, and the answer is dropped. Redis may lose the entry.
+    local.assert_all();
+    assert_eq!(next(&mut local), [Errand::Stand]);
+    assert_eq!(local.tell(&first.key).map(|tunnel| tunnel.offer.id), Some(first.id));
+    assert_eq!(local.known(&third), Some(Answer::Taken));
+    local.release(first.key, first.id);
+    let releases = [third, first].map(|offer| Errand::Release(offer.id, Role::Either));
+    assert_eq!(next(&mut local), releases);
+    assert!(local.tell(&first.key).is_none());
+}
+
+#[test]
+fn no_bridge_joins_an_offer_beside_a_tunnel_of_its_key() {
+    let mut local = Local::default();
+    let [stored, first, second] = offers(&mut local);
+    assert_eq!(answer(local.alone(&first)), None);
+    assert_eq!(answer(local.alone(&second)), Some(here(&first)));
+    assert!(!local.stands(&stored));
+    assert_eq!(local.conclude(&stored, Told::Wait, HERE), Answer::Taken);
+}
+
+#[test]
 fn alone_two_pair_and_redis_is_told() {
     let mut local = Local::default();
     let [first, second, third] = offers(&mut local);

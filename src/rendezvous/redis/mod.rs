@@ -220,8 +220,8 @@ impl Rendezvous for RedisRendezvous {
         self.core.errands.notify_one();
     }
 
-    fn stands(&self, key: PairingKey, offer: OfferId) {
-        self.core.local().stands(key, offer);
+    fn stands(&self, offer: Offer) -> bool {
+        self.core.local().stands(&offer)
     }
 
     fn epoch(&self) -> watch::Receiver<u64> {
