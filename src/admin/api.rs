@@ -420,7 +420,7 @@ fn no_log() -> Response {
 
 /// What happened lately; older events are in the log.
 #[utoipa::path(get, path = "/api/v1/events", tag = "node", params(EventQuery), responses(
-    (status = 200, description = "At most the last 100 events.", body = Events),
+    (status = 200, description = "At most the last 100 events of each kind.", body = Events),
     (status = 400, description = "A parameter makes no sense.", body = Problem)
 ))]
 async fn events(State(app): Shared, query: Result<Query<EventQuery>, QueryRejection>) -> Response {

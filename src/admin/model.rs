@@ -270,18 +270,21 @@ pub(super) struct Events {
 /// Something that an operator might want to know.
 #[derive(Clone, Serialize, ToSchema)]
 pub(super) struct Happened {
+    /// Counts up. An event that happens again gets a new number.
     pub(super) number: u64,
-    /// When (RFC 3339).
+    /// When it happened last (RFC 3339).
     at: String,
-    /// `tunnel`, `refused`, `trouble` or `state`.
+    /// `tunnel`, `gateway`, `refused`, `trouble` or `state`.
     kind: String,
     text: String,
+    /// How often it happened; only those of the kinds `refused` and `trouble` are counted.
+    count: u64,
 }
 
 impl Happened {
     pub(super) fn of(event: Event) -> Self {
-        let Event { number, at, kind, text } = event;
-        Self { number, at: time(at), kind: kind.label().into(), text }
+        let Event { number, at, kind, text, count } = event;
+        Self { number, at: time(at), kind: kind.label().into(), text, count }
     }
 }
 

@@ -10,11 +10,13 @@ mod log;
 pub mod metrics;
 mod otlp;
 mod process;
+mod recurring;
 mod series;
 pub mod trace;
 mod tunnels;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 pub use self::gateways::{AppRecord, Bytes, GatewayGuard, GatewayRecord, Gateways};
 pub use self::journal::{Event, EventKind, Journal};
@@ -22,6 +24,7 @@ pub use self::log::LogControl;
 pub use self::metrics::Metrics;
 use self::otlp::Exporters;
 pub use self::otlp::TelemetryError;
+pub use self::recurring::{Occurrence, Recurring, Severity};
 pub use self::series::{Histogram, Series, Value};
 pub use self::trace::Tracer;
 pub use self::tunnels::{
@@ -44,6 +47,8 @@ pub struct Telemetry {
     pub gateways: Arc<Gateways>,
     /// What happened lately.
     pub journal: Arc<Journal>,
+    /// What happens very often.
+    pub recurring: Arc<Recurring>,
 }
 
 impl Telemetry {
@@ -62,16 +67,27 @@ impl Telemetry {
         metrics.observe_gateways(&gateways);
         process::observe(&metrics);
         let tracer = Tracer::new(exporters.spans, &exporters.resource, Arc::clone(&metrics));
-        Ok(Self { metrics, tracer, tunnels, gateways, journal: Arc::default() })
+        let (journal, recurring) = (Arc::default(), Arc::default());
+        Ok(Self { metrics, tracer, tunnels, gateways, journal, recurring })
     }
 
-    /// Looks at the runtime as long as it is polled.
+    /// Records an event that may happen very often. True if the caller logs it: it is the first one
+    /// of its kind for a while. Further ones are summed up in lines of their own.
+    #[must_use]
+    pub fn recurs(&self, occurrence: &Occurrence) -> bool {
+        let Occurrence { what, reason, kind, .. } = occurrence;
+        self.journal.note(*kind, format!("{what}: {reason}"));
+        self.recurring.count(occurrence, Instant::now())
+    }
+
+    /// Looks at the runtime, and logs what has happened very often, as long as it is polled.
     pub async fn watch(&self) {
-        process::watch_loop(&self.metrics).await;
+        process::watch_loop(&self.metrics, || self.recurring.report(Instant::now())).await;
     }
 
     /// Sends what has not been sent yet, for a few seconds at most. Blocks.
     pub fn flush(&self) {
+        self.recurring.report_all(Instant::now());
         self.tracer.shutdown();
         self.metrics.shutdown();
     }

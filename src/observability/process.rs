@@ -37,12 +37,13 @@ pub(super) fn observe(metrics: &Metrics) {
     });
 }
 
-/// Looks at the runtime as long as it is polled.
-pub(super) async fn watch_loop(metrics: &Metrics) {
+/// Looks at the runtime as long as it is polled, and does `each_second` besides.
+pub(super) async fn watch_loop(metrics: &Metrics, each_second: impl Fn()) {
     loop {
         let due = Instant::now() + LOOK_EVERY;
         tokio::time::sleep_until(due.into()).await;
         metrics.loop_lag(due.elapsed());
+        each_second();
     }
 }
 

@@ -10,7 +10,7 @@ use super::tunnel::{Held, begin, established, here, run, took};
 use super::{Party, Shared};
 use crate::cluster::{self, AppCall, Bridged, Incoming};
 use crate::ids::OfferId;
-use crate::observability::{Endpoint, Kind, TunnelFacts};
+use crate::observability::{Endpoint, Kind, Occurrence, TunnelFacts};
 use crate::protocol::{App, Profile, parse_uuid};
 use crate::rendezvous::Secret;
 use crate::trace_parent::TraceParent;
@@ -74,7 +74,10 @@ pub(super) async fn serve_bridged(
     let (hub, mut port) = match attached {
         Ok(attached) => attached,
         Err(refusal) => {
-            tracing::info!(%gateway, app = %call.id, %refusal, "a bridge was refused");
+            let refused = Occurrence::refused("a bridge was refused", refusal.to_string());
+            if shared.telemetry.recurs(&refused) {
+                tracing::info!(%gateway, app = %call.id, %refusal, "a bridge was refused");
+            }
             return answer.refuse(refusal);
         }
     };

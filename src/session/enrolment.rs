@@ -17,7 +17,7 @@ use crate::cluster::client::BridgeError;
 use crate::cluster::{AppCall, Refusal};
 use crate::ids::OfferId;
 use crate::observability::trace::{Bridging, Setup};
-use crate::observability::{AppRecord, EventKind, GatewayRecord, Telemetry};
+use crate::observability::{AppRecord, GatewayRecord, Occurrence};
 use crate::protocol::{App, Generation, Identity, Profile, Role, TunnelProxyError, braced};
 use crate::rendezvous::{self, Holder, Home, Registered, Registration};
 use crate::trace_parent::TraceParent;
@@ -276,7 +276,10 @@ async fn claim(mut place: Place) -> Result<Place, TunnelProxyError> {
         shared.telemetry.metrics.probed(life.label());
         match life {
             Life::Alive => {
-                info!(uuid = %registration.uuid, holder = %id, "a UUID is registered already");
+                let refused = Occurrence::refused("a UUID is registered already", "it is alive");
+                if shared.telemetry.recurs(&refused) {
+                    info!(uuid = %registration.uuid, holder = %id, "a UUID is registered already");
+                }
                 return Err(TunnelProxyError::AlreadyRegistered);
             }
             Life::Gone => {
@@ -306,11 +309,12 @@ async fn ask(holder: Holder, shared: &Shared) -> Result<Life, TunnelProxyError> 
 
 /// Counts what came of a registration, and notes it if it is refused.
 pub(super) fn note(role: &'static str, error: Option<TunnelProxyError>, shared: &Shared) {
-    let Telemetry { metrics, journal, .. } = &shared.telemetry;
-    metrics.registration(role, error.map_or("registered", class_of));
+    shared.telemetry.metrics.registration(role, error.map_or("registered", class_of));
     if let Some(error) = error {
-        info!(role, reason = %error, "registration refused");
-        journal.note(EventKind::Refused, format!("registration of a {role} refused: {error}"));
+        let reason = format!("{role}, {}", class_of(error));
+        if shared.telemetry.recurs(&Occurrence::refused("registration refused", reason)) {
+            info!(role, reason = %error, "registration refused");
+        }
     }
 }
 

@@ -39,7 +39,7 @@ use crate::ids::{ClientAddr, ConnectionId, OfferId};
 use crate::lifecycle::Lifecycle;
 use crate::observability::metrics::{ConnectionGauge, Stage, Step};
 use crate::observability::trace::{ConnectionTrace, Setup};
-use crate::observability::{EventKind, Telemetry};
+use crate::observability::{Occurrence, Telemetry};
 use crate::protocol::{Endpoint, Rules, ServerInfo};
 use crate::rendezvous::{Directory, Load, Offer, Rendezvous, Secret};
 use crate::transport::{AcceptError, Accepted, Leg, Refusal, Socket, Transport};
@@ -226,7 +226,7 @@ async fn accept(
         if origin.proxy_addr.is_some() {
             Span::current().record("client_addr", display(client));
         }
-        ticket.comes_from(client).inspect_err(|refusal| note_refusal(*refusal, shared))
+        ticket.comes_from(client).inspect_err(|refusal| note_refusal(*refusal, client, shared))
     };
     let accepted = listener.transport.accept(socket, peer, &mut admit);
     match timeout(shared.timeouts.handshake, accepted).await {
@@ -276,7 +276,7 @@ async fn refuse(
     (socket, peer): (Socket, ClientAddr),
     refusal: Refusal,
 ) {
-    note_refusal(refusal, shared);
+    note_refusal(refusal, listener.transport.client_of(peer).unwrap_or(peer), shared);
     if let Ok(_place) = shared.refusals.try_acquire() {
         let mut admit = |_| Err(refusal);
         let refused = listener.transport.accept(socket, peer, &mut admit);
@@ -287,11 +287,12 @@ async fn refuse(
     }
 }
 
-fn note_refusal(refusal: Refusal, shared: &Shared) {
-    info!(reason = %refusal, "connection refused");
-    let Telemetry { metrics, journal, .. } = &shared.telemetry;
-    metrics.connection_refused(refusal.label());
-    journal.note(EventKind::Refused, format!("connection refused: {refusal}"));
+fn note_refusal(refusal: Refusal, client: ClientAddr, shared: &Shared) {
+    shared.telemetry.metrics.connection_refused(refusal.label());
+    let refused = Occurrence::refused("connection refused", refusal.to_string());
+    if shared.telemetry.recurs(&refused.from(client.ip())) {
+        info!(reason = %refusal, "connection refused");
+    }
 }
 
 /// Negotiates and relays. A partner that came just as this endpoint left is served on.
@@ -359,7 +360,10 @@ impl Attach for Shared {
                 NotWaiting::Paired => cluster::Refusal::Taken,
                 NotWaiting::WrongSecret => cluster::Refusal::Denied,
             };
-            info!(tunnel = %offer, %refusal, "a bridge was refused");
+            let refused = Occurrence::refused("a bridge was refused", refusal.to_string());
+            if self.telemetry.recurs(&refused) {
+                info!(tunnel = %offer, %refusal, "a bridge was refused");
+            }
             attaching.ends(&self.telemetry.tracer, Some(refusal.label()));
             bridge.answer.refuse(refusal);
         }

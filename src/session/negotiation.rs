@@ -22,7 +22,7 @@ use crate::cluster::client::BridgeError;
 use crate::cluster::{Bridged, Refusal};
 use crate::observability::metrics::{self, Step};
 use crate::observability::trace::{Bridging, Ended, Setup};
-use crate::observability::{EventKind, Telemetry};
+use crate::observability::{EventKind, Occurrence, Telemetry};
 use crate::protocol::{Action, Close, PairingKey, Role, Token, Verdict};
 use crate::relay::close_leg;
 use crate::rendezvous::{Answer, Home, Offer, Waiting};
@@ -161,7 +161,7 @@ fn judged(
 ) -> (Box<Party>, Stage) {
     let Stage::Authenticating { since, role, .. } = stage else { return (party, stage) };
     note(&verdict, since, &party, shared);
-    let verdict = told(verdict);
+    let verdict = told(&verdict);
     party.endpoint.authenticated(Instant::now(), verdict);
     match role {
         Some(role) if verdict == Verdict::Valid => register(party, role, None, shared),
@@ -364,35 +364,44 @@ fn retry(key: PairingKey, pause: Duration) -> Stage {
 }
 
 fn note(verdict: &auth::Verdict, since: Instant, party: &Party, shared: &Shared) {
-    let Telemetry { metrics, journal, .. } = &shared.telemetry;
+    let metrics = &shared.telemetry.metrics;
     let result = verdict.label();
     let failed = matches!(verdict, auth::Verdict::Failed(_));
     metrics.authenticated(result, since.elapsed());
     metrics.step(Step::Authenticate, since.elapsed());
     party.trace.authenticated(since, result, failed);
-    if failed {
-        journal.note(EventKind::Trouble, format!("a token could not be checked: {result}"));
-    }
-}
-
-/// Logs a verdict and translates it for the protocol.
-fn told(verdict: auth::Verdict) -> Verdict {
+    let from = party.client_addr.ip();
     match verdict {
         auth::Verdict::Accepted(user) => {
             info!(email = user.email, username = user.username, "authenticated");
-            Verdict::Valid
         }
         auth::Verdict::Refused => {
-            info!("token refused");
-            Verdict::Invalid
-        }
-        auth::Verdict::Failed(failure) => {
-            warn!(error = %error_chain(&failure), "a token could not be checked");
-            match failure {
-                auth::Failure::Timeout(_) => Verdict::Timeout,
-                _ => Verdict::Unavailable,
+            let refused = Occurrence::refused("token refused", "not valid").from(from);
+            if shared.telemetry.recurs(&refused) {
+                info!("token refused");
             }
         }
+        auth::Verdict::Failed(failure) => {
+            let failed = Occurrence::trouble("a token could not be checked", result).from(from);
+            if shared.telemetry.recurs(&failed) {
+                warn!(error = %error_chain(failure), "a token could not be checked");
+            }
+        }
+    }
+}
+
+/// Translates a verdict for the protocol.
+fn told(verdict: &auth::Verdict) -> Verdict {
+    match verdict {
+        auth::Verdict::Accepted(_) => Verdict::Valid,
+        auth::Verdict::Refused => Verdict::Invalid,
+        auth::Verdict::Failed(auth::Failure::Timeout(_)) => Verdict::Timeout,
+        auth::Verdict::Failed(
+            auth::Failure::Busy
+            | auth::Failure::Unreachable(_)
+            | auth::Failure::Status(_)
+            | auth::Failure::Answer(_),
+        ) => Verdict::Unavailable,
     }
 }
 
@@ -431,12 +440,13 @@ async fn over(
 ) -> Outcome {
     let label = close.map_or("left", Close::class);
     let outcome = withdraw(stage, label, shared);
-    let Telemetry { metrics, journal, .. } = &shared.telemetry;
-    metrics.connection_closed(label);
+    shared.telemetry.metrics.connection_closed(label);
     party.gauge.enter(metrics::Stage::Greeting);
     if let Some(close) = close {
-        info!(reason = %close, "connection closed");
-        journal.note(EventKind::Refused, format!("connection {} closed: {close}", party.origin.id));
+        let closed = Occurrence::refused("connection closed", label);
+        if shared.telemetry.recurs(&closed.from(party.client_addr.ip())) {
+            info!(reason = %close, "connection closed");
+        }
         party.trace.ends(Ended::Closed(close));
     } else {
         debug!("client left");

@@ -22,7 +22,7 @@ use crate::ids::OfferId;
 use crate::observability::metrics::{Stage, Step};
 use crate::observability::trace::Ended;
 use crate::observability::{
-    Endpoint, EventKind, Kind, Telemetry, TunnelFacts, TunnelGuard, TunnelRecord,
+    Endpoint, EventKind, Kind, Occurrence, Telemetry, TunnelFacts, TunnelGuard, TunnelRecord,
 };
 use crate::protocol::{Action, Close, PairingKey, Profile};
 use crate::relay::{self, Report, Side, close_leg};
@@ -213,10 +213,10 @@ async fn refuse(
     other: Option<&mut dyn Leg>,
     shared: &Shared,
 ) {
-    info!(%tunnel, reason = %close, "tunnel refused");
-    let Telemetry { metrics, journal, .. } = &shared.telemetry;
-    journal.note(EventKind::Refused, format!("tunnel {tunnel} refused: {close}"));
-    metrics.connection_closed(close.class());
+    if shared.telemetry.recurs(&Occurrence::refused("tunnel refused", close.class())) {
+        info!(%tunnel, reason = %close, "tunnel refused");
+    }
+    shared.telemetry.metrics.connection_closed(close.class());
     let patience = shared.timeouts.close;
     tokio::join!(close_leg(one, Some(close), patience), async {
         if let Some(other) = other {

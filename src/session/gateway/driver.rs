@@ -14,7 +14,7 @@ use tracing::{debug, warn};
 
 use super::hub::{Hub, Newcomer};
 use super::lane::{Goodbye, Lane, Pushed, Up};
-use crate::observability::{AppRecord, Metrics};
+use crate::observability::{AppRecord, Occurrence, Telemetry};
 use crate::protocol::slip::{self, Decoder, PROXY_ADDRESS};
 use crate::protocol::{Chunk, Close, ControlAction, GatewayControl, TunnelProxyError};
 use crate::transport::{End, Leg};
@@ -44,7 +44,7 @@ pub(super) enum Over {
 pub(super) struct Driver<'a> {
     leg: &'a mut dyn Leg,
     hub: Arc<Hub>,
-    metrics: &'a Metrics,
+    telemetry: &'a Telemetry,
     control: GatewayControl,
     /// The gateway's requests are answered; only then the next one is read.
     answered: bool,
@@ -73,12 +73,12 @@ impl<'a> Driver<'a> {
         leg: &'a mut dyn Leg,
         hub: Arc<Hub>,
         control: GatewayControl,
-        metrics: &'a Metrics,
+        telemetry: &'a Telemetry,
     ) -> Self {
         Self {
             leg,
             hub,
-            metrics,
+            telemetry,
             control,
             answered: true,
             apps: HashMap::new(),
@@ -333,7 +333,7 @@ impl<'a> Driver<'a> {
             slip::Event::Data { address, data, .. } => self.hand_down(address, data),
             slip::Event::Abandoned { address, passed_on, fault } => {
                 debug!(gateway = %self.hub.record.id, ?address, %fault, "a frame is broken");
-                self.metrics.frame_broken();
+                self.telemetry.metrics.frame_broken();
                 match address {
                     Some(PROXY_ADDRESS) if passed_on > 0 => self.control.abandon(),
                     // It cannot be told that the rest is missing.
@@ -367,8 +367,11 @@ impl<'a> Driver<'a> {
             && app.lane.end(Goodbye::Closed(Close::Backlog), true)
         {
             let (gateway, app) = (self.hub.record.id, app.record.id);
-            warn!(%gateway, %app, address, "an app takes its data too slowly and is closed");
-            self.metrics.backlog_full();
+            let closed = Occurrence::trouble("an app takes its data too slowly", "backlog");
+            if self.telemetry.recurs(&closed) {
+                warn!(%gateway, %app, address, "an app takes its data too slowly and is closed");
+            }
+            self.telemetry.metrics.backlog_full();
         }
     }
 }

@@ -85,8 +85,7 @@ async fn drive(party: &mut Party, hub: &Arc<Hub>, place: &Place, shared: &Arc<Sh
         return Over::Closed(Close::Fault);
     };
     let control = GatewayControl::new(server, rules, gateway, silence, Instant::now());
-    let metrics = &shared.telemetry.metrics;
-    let mut driver = Driver::new(&mut *party.leg, Arc::clone(hub), control, metrics);
+    let mut driver = Driver::new(&mut *party.leg, Arc::clone(hub), control, &shared.telemetry);
     let (unwanted, patience) = (hub.record.is_unwanted(), shared.timeouts.close);
     let mut stop = pin!(async {
         tokio::select! {
