@@ -103,7 +103,7 @@ impl FromStr for OfferId {
 }
 
 /// A node from its start to its end: its name, and a number that no other start of it has.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeId(Arc<str>);
 
 impl NodeId {
@@ -115,6 +115,16 @@ impl NodeId {
     /// A node of this name that has just started.
     pub fn started(name: &str) -> Self {
         Self::new(name, rand::random())
+    }
+
+    /// Its name, which is the same for each of its starts.
+    pub fn name(&self) -> &str {
+        let is_boot =
+            |boot: &str| boot.len() == 16 && boot.bytes().all(|it| it.is_ascii_hexdigit());
+        match self.0.rsplit_once('-') {
+            Some((name, boot)) if is_boot(boot) => name,
+            Some(_) | None => &self.0,
+        }
     }
 
     /// As it was written.

@@ -107,6 +107,7 @@ async fn claim(cluster: &Cluster) -> Attach {
         profile: Some(Profile { generation: 2, uuid: "u2".into(), name: "by hand".into() }),
         app: None,
         finished: false,
+        meant: String::new(),
     }
 }
 

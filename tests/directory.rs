@@ -11,7 +11,7 @@ use std::sync::Arc;
 use nymea_remoteproxy::rendezvous::{
     Directory, Holder, Home, Registered, Registration, Role, Unavailable,
 };
-use support::redis::{Server, bridge, join, joined, settings, until, up};
+use support::redis::{Server, join, joined, remote, settings, until, up};
 use support::soon;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
@@ -53,13 +53,18 @@ async fn register<D: Directory + 'static>(at: &Arc<D>, it: Registration) -> Canc
 /// Who is in the way.
 async fn conflict<D: Directory + 'static>(at: &Arc<D>, it: Registration) -> Holder {
     match try_register(at, it).await {
-        Ok(Registered::Conflict(holder)) => holder,
+        Ok(Registered::Conflict(holder)) => of_any_start(holder),
         other => panic!("no conflict: {other:?}"),
     }
 }
 
 async fn find<D: Directory + 'static>(at: &Arc<D>, uuid: Uuid) -> Option<Holder> {
-    soon("an answer", Arc::clone(at).find_gateway(uuid)).await.expect("Redis is there")
+    let found = soon("an answer", Arc::clone(at).find_gateway(uuid)).await;
+    found.expect("Redis is there").map(of_any_start)
+}
+
+fn of_any_start(holder: Holder) -> Holder {
+    Holder { home: support::redis::of_any_start(holder.home), ..holder }
 }
 
 fn here(it: Registration) -> Holder {
@@ -67,7 +72,7 @@ fn here(it: Registration) -> Holder {
 }
 
 fn there(it: Registration, node: &str) -> Holder {
-    let home = Home::There { address: bridge(node), secret: it.secret, trace: None };
+    let home = Home::There { node: remote(node), secret: it.secret, trace: None };
     Holder { id: it.id, role: it.role, home }
 }
 

@@ -12,14 +12,14 @@ use nymea_remoteproxy::protocol::{PairingKey, Token};
 use nymea_remoteproxy::rendezvous::redis::RedisRendezvous;
 use nymea_remoteproxy::rendezvous::{Answer, Home, Offer, Rendezvous, Waiting};
 use support::redis::{
-    Server, ask, asking, bridge, join, join_with, offer, quick, settings, until, up,
+    Server, ask, asking, join, join_with, offer, quick, remote, settings, until, up,
 };
 use support::soon;
 use tokio::runtime::Runtime;
 
 /// Claimed from another node than its own.
 fn there(offer: Offer, node: &str) -> Answer {
-    let home = Home::There { address: bridge(node), secret: offer.secret, trace: offer.trace };
+    let home = Home::There { node: remote(node), secret: offer.secret, trace: offer.trace };
     Answer::Claimed(Waiting { id: offer.id, home })
 }
 

@@ -10,7 +10,7 @@ use http::header::{CONTENT_TYPE, TE};
 use http::uri::Scheme;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use nymea_remoteproxy_proto::bridge::v1::frame::Content;
-use nymea_remoteproxy_proto::bridge::v1::{Frame, PingReply, PingRequest, ProbeReply};
+use nymea_remoteproxy_proto::bridge::v1::{Frame, PingReply, PingRequest, ProbeReply, Refused};
 use prost::Message;
 use thiserror::Error;
 use tokio::time::{sleep, timeout};
@@ -19,16 +19,17 @@ use tonic::{Code, Status};
 use super::call::{CallError, Incoming, Outgoing, Role};
 use super::connection::Requests;
 use super::leg::{BridgeLeg, Counted};
+use super::misdirected::{Misdirections, node_of};
 use super::peer::{ConnectError, Peer};
 use super::tls::BridgeTls;
-use super::wire::{self, Refusal};
+use super::wire::{self, Life, Refusal};
 use super::{AppCall, Bridged, CONNECTION_TRACE, GRPC, PING, PING_INTERVAL, PROBE, STEP, TUNNEL};
-use crate::ids::OfferId;
+use crate::ids::{NodeId, OfferId};
 use crate::lifecycle::Lifecycle;
 use crate::observability::Metrics;
 use crate::observability::trace::Bridging;
 use crate::protocol::Profile;
-use crate::rendezvous::Secret;
+use crate::rendezvous::{RemoteNode, Secret};
 
 /// How long another node may take to ask an endpoint for a sign of life.
 const PROBE_TIME: Duration = Duration::from_millis(4500);
@@ -77,6 +78,7 @@ pub struct Peers {
     stalled: Duration,
     lifecycle: Lifecycle,
     metrics: Arc<Metrics>,
+    misdirections: Arc<Misdirections>,
     by_address: Mutex<HashMap<String, Arc<Peer>>>,
 }
 
@@ -89,9 +91,11 @@ impl Peers {
         stalled: Duration,
         lifecycle: Lifecycle,
         metrics: Arc<Metrics>,
+        misdirections: Arc<Misdirections>,
     ) -> Arc<Self> {
         let by_address = Mutex::default();
-        let peers = Arc::new(Self { node, tls, stalled, lifecycle, metrics, by_address });
+        let peers =
+            Arc::new(Self { node, tls, stalled, lifecycle, metrics, misdirections, by_address });
         let observed = |value: fn(&Peer) -> usize| {
             let peers = Arc::downgrade(&peers);
             move || {
@@ -121,31 +125,31 @@ impl Peers {
     /// gateway of a registration, for an app.
     pub async fn bridge(
         &self,
-        address: &str,
+        node: &RemoteNode,
         offer: (OfferId, Secret),
         endpoint: (&Profile, Option<&AppCall>),
         bridging: &Bridging,
     ) -> Result<Bridged, BridgeError> {
-        let bridged = self.call(address, offer, endpoint, bridging).await;
+        let bridged = self.call(node, offer, endpoint, bridging).await;
         let error = bridged.as_ref().err().map(BridgeError::label);
         self.metrics.bridge_call(error.unwrap_or("attached"));
-        bridging.ends(address, error);
+        bridging.ends(&node.address, error);
         bridged
     }
 
     async fn call(
         &self,
-        address: &str,
+        node: &RemoteNode,
         offer: (OfferId, Secret),
         endpoint: (&Profile, Option<&AppCall>),
         bridging: &Bridging,
     ) -> Result<Bridged, BridgeError> {
-        let peer = self.peer(address)?;
+        let peer = self.peer(node)?;
         let (mut outgoing, response, counted) = in_time(STEP, async {
             let (requests, guard) = peer.least_loaded().await.map_err(BridgeError::Unreachable)?;
             let request = traced(request(&peer, TUNNEL), bridging);
             let (mut outgoing, response) = ask(requests, request)?;
-            outgoing.push(&wire::attach(offer, endpoint, &self.node));
+            outgoing.push(&wire::attach(offer, endpoint, &self.node, &node.id));
             outgoing.flush();
             let response = response.await.map_err(failed)?;
             Ok((outgoing, response, Counted::Out { _guard: guard }))
@@ -155,6 +159,7 @@ impl Peers {
         let answer = in_time(STEP, async { incoming.message().await.map_err(failed) }).await?;
         match answer {
             Some(Frame { content: Some(Content::Attached(attached)) }) => {
+                self.misdirections.reached(&node.id);
                 let node = wire::name_of(&attached.node).to_owned();
                 peer.named(&attached.node);
                 let profile = attached.profile.ok_or(BridgeError::Answer)?;
@@ -166,35 +171,59 @@ impl Peers {
             }
             Some(Frame { content: Some(Content::Refused(refused)) }) => {
                 outgoing.close();
-                Err(wire::read_refused(refused).into())
+                Err(self.refused(node, &peer, &refused).into())
             }
             _ => Err(BridgeError::Answer),
         }
     }
 
-    /// Whether the endpoint of another node's registration gives a sign of life.
-    pub async fn probe(
-        &self,
-        address: &str,
-        registration: (OfferId, Secret),
-    ) -> Result<bool, BridgeError> {
-        let peer = self.peer(address)?;
-        let answer = in_time(PROBE_TIME, async {
-            let (requests, _guard) = peer.least_loaded().await.map_err(BridgeError::Unreachable)?;
-            unary(requests, request(&peer, PROBE), &wire::probe(registration)).await
-        });
-        answer.await.map(|ProbeReply { alive }| alive)
+    /// Why `node` has refused a call, or the one that was reached in its place.
+    fn refused(&self, node: &RemoteNode, peer: &Peer, refused: &Refused) -> Refusal {
+        let refusal = wire::read_refused(refused);
+        if !refused.node.is_empty() {
+            self.misdirections.answered(node, &node_of(&refused.node));
+        } else if refusal == Refusal::Gone
+            && let Some(name) = peer.known_name()
+            && name != wire::name_of(node.id.name())
+        {
+            // An older release, which does not check whether it is meant.
+            self.misdirections.answered(node, &NodeId::from(name));
+            return Refusal::WrongNode;
+        }
+        refusal
     }
 
-    fn peer(&self, address: &str) -> Result<Arc<Peer>, BridgeError> {
+    /// Whether the endpoint of another node's registration lives.
+    pub async fn probe(
+        &self,
+        node: &RemoteNode,
+        registration: (OfferId, Secret),
+    ) -> Result<Life, BridgeError> {
+        let peer = self.peer(node)?;
+        let answer = in_time(PROBE_TIME, async {
+            let (requests, _guard) = peer.least_loaded().await.map_err(BridgeError::Unreachable)?;
+            unary(requests, request(&peer, PROBE), &wire::probe(registration, &node.id)).await
+        });
+        let reply: ProbeReply = answer.await?;
+        if !reply.node.is_empty() {
+            self.misdirections.answered(node, &node_of(&reply.node));
+        }
+        Ok(wire::read_life(&reply)?)
+    }
+
+    fn peer(&self, node: &RemoteNode) -> Result<Arc<Peer>, BridgeError> {
+        let address = &node.address;
         let mut peers = self.by_address();
         if let Some(peer) = peers.get(address) {
+            peer.is_meant_as(&node.id);
             return Ok(Arc::clone(peer));
         }
         peers.retain(|_, peer| !peer.is_forgotten());
         let authority = address.parse().map_err(|_| BridgeError::Address(address.to_owned()))?;
         let peer = Arc::new(Peer::new(authority, self.tls.clone()));
-        tokio::spawn(ping(Arc::downgrade(&peer), Arc::clone(&self.metrics)));
+        peer.is_meant_as(&node.id);
+        let (metrics, misdirections) = (Arc::clone(&self.metrics), Arc::clone(&self.misdirections));
+        tokio::spawn(ping(Arc::downgrade(&peer), metrics, misdirections));
         peers.insert(address.to_owned(), Arc::clone(&peer));
         Ok(peer)
     }
@@ -269,15 +298,22 @@ async fn in_time<T>(
 }
 
 /// Measures the round trip to a node as long as tunnels lead there.
-async fn ping(peer: Weak<Peer>, metrics: Arc<Metrics>) {
+async fn ping(peer: Weak<Peer>, metrics: Arc<Metrics>, misdirections: Arc<Misdirections>) {
     while let Some(peer) = peer.upgrade().filter(|peer| !peer.is_forgotten()) {
         // Asking for a round trip makes no connection.
         let pause = match peer.any_open().await {
             Some(requests) => {
                 let began = Instant::now();
                 let answer = unary(requests, request(&peer, PING), &PingRequest {});
-                if let Ok(PingReply { node }) = in_time(STEP, answer).await {
+                if let Ok(PingReply { node, id }) = in_time(STEP, answer).await {
                     metrics.round_trip(peer.named(&node), began.elapsed());
+                    let found = node_of(if id.is_empty() { &node } else { &id });
+                    // Which start of a node is meant may be out of date here.
+                    if let Some(meant) = peer.meant()
+                        && found.name() != meant.id.name()
+                    {
+                        misdirections.answered(&meant, &found);
+                    }
                 }
                 PING_INTERVAL
             }

@@ -40,7 +40,7 @@ impl Bridge for Echo {
         request: tonic::Request<ProbeRequest>,
     ) -> Result<tonic::Response<ProbeReply>, Status> {
         let alive = request.into_inner().secret == [7; 16][..];
-        Ok(tonic::Response::new(ProbeReply { alive }))
+        Ok(tonic::Response::new(ProbeReply { alive, ..ProbeReply::default() }))
     }
 
     async fn ping(
@@ -124,7 +124,7 @@ async fn what_the_other_node_refuses_is_understood() {
         other => panic!("{other:?}"),
     }
     let secret = Bytes::from_static(&[7; 16]);
-    let probe = ProbeRequest { registration: Bytes::new(), secret };
+    let probe = ProbeRequest { secret, ..ProbeRequest::default() };
     let reply = unary::<ProbeReply>(requests(&peer).await, request(&peer, PROBE), &probe).await;
     assert!(reply.expect("a reply").alive);
     node.shutdown_background();

@@ -11,10 +11,12 @@ use nymea_remoteproxy_proto::bridge::v1::frame::Content;
 use nymea_remoteproxy_proto::bridge::v1::{Finished, Frame};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
+use super::ThisNode;
 use super::call::{CallError, Incoming, Outgoing};
 use super::peer::CountGuard;
 use super::wire::{self, Refusal};
 use crate::lifecycle::Lifecycle;
+use crate::observability::Metrics;
 use crate::observability::metrics::StreamGauge;
 use crate::protocol::{Chunk, Close, Profile};
 use crate::transport::{End, Leg};
@@ -24,26 +26,28 @@ type Received = Result<Option<Frame>, CallError>;
 
 /// How a node answers a bridge.
 pub struct Answer {
-    leg: BridgeLeg,
-    /// The name of this node.
-    node: Arc<str>,
+    pub(super) leg: BridgeLeg,
+    pub(super) this: ThisNode,
+    /// The name that the other node gives itself.
+    pub(super) caller: String,
+    pub(super) metrics: Arc<Metrics>,
 }
 
 impl Answer {
-    pub(super) fn new(leg: BridgeLeg, node: Arc<str>) -> Self {
-        Self { leg, node }
-    }
-
     /// Yes: here is the endpoint with this profile.
     pub fn accept(mut self, profile: &Profile) -> Box<dyn Leg> {
-        self.leg.outgoing.push(&wire::attached(profile, &self.node));
+        self.leg.outgoing.push(&wire::attached(profile, &self.this.name));
         self.leg.outgoing.flush();
+        // Not before: only now the caller has shown that it is a node of the cluster, and its name
+        // becomes a label.
+        let gauge = self.metrics.bridge_stream_in(&self.caller);
+        self.leg.counted = Counted::In { _gauge: gauge };
         Box::new(self.leg)
     }
 
     /// No.
     pub fn refuse(mut self, refusal: Refusal) {
-        self.leg.outgoing.push(&wire::refused(refusal));
+        self.leg.outgoing.push(&wire::refused(refusal, &self.this.id));
         self.leg.linger();
     }
 }
@@ -65,13 +69,19 @@ pub(super) struct BridgeLeg {
     /// The endpoint over there has done so.
     heard_end: bool,
     lifecycle: Lifecycle,
-    _counted: Counted,
+    counted: Counted,
 }
 
 /// Counts a tunnel on its connection as long as its call lives.
 pub(super) enum Counted {
-    Out { _guard: CountGuard },
-    In { _gauge: StreamGauge },
+    /// Not before the call is answered.
+    NotYet,
+    Out {
+        _guard: CountGuard,
+    },
+    In {
+        _gauge: StreamGauge,
+    },
 }
 
 impl BridgeLeg {
@@ -93,7 +103,7 @@ impl BridgeLeg {
             knows_finished: false,
             heard_end: false,
             lifecycle,
-            _counted: counted,
+            counted,
         }
     }
 

@@ -18,6 +18,7 @@ mod call;
 pub mod client;
 mod connection;
 mod leg;
+mod misdirected;
 mod peer;
 mod pieces;
 pub mod server;
@@ -29,14 +30,15 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
-use crate::ids::OfferId;
+use crate::ids::{NodeId, OfferId};
 use crate::observability::trace::Attaching;
 use crate::protocol::Profile;
 use crate::rendezvous::Secret;
 use crate::transport::Leg;
 
 pub use leg::Answer;
-pub use wire::Refusal;
+pub use misdirected::Misdirections;
+pub use wire::{Life, Refusal};
 
 /// The version of the bridge protocol that this node speaks.
 pub const VERSION: u32 = 1;
@@ -81,8 +83,17 @@ pub trait Attach: Send + Sync + 'static {
     /// still waits. Either way it is answered through [`Incoming::answer`].
     fn attach(self: Arc<Self>, offer: OfferId, secret: Secret, bridge: Incoming);
 
-    /// Whether the endpoint of this registration gives a sign of life, if the secret is right.
-    fn probe(self: Arc<Self>, registration: OfferId, secret: Secret) -> BoxFuture<'static, bool>;
+    /// Whether the endpoint of this registration lives, if the secret is right.
+    fn probe(self: Arc<Self>, registration: OfferId, secret: Secret) -> BoxFuture<'static, Life>;
+}
+
+/// This node, as it introduces itself to the others.
+#[derive(Clone, Debug)]
+pub struct ThisNode {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its id, as in its lease.
+    pub id: NodeId,
 }
 
 /// An app that is to be attached to a gateway of another node.

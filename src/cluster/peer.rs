@@ -15,6 +15,8 @@ use super::STEP;
 use super::connection::{self, Requests};
 use super::tls::{BridgeStream, BridgeTls};
 use super::wire;
+use crate::ids::NodeId;
+use crate::rendezvous::RemoteNode;
 
 /// Connections to one node. One would do for the windows, but is one core for all its TLS.
 const CONNECTIONS: usize = 4;
@@ -42,6 +44,8 @@ pub(super) struct Peer {
     /// Connections that are there.
     connected: Arc<AtomicUsize>,
     last_used: Mutex<Instant>,
+    /// Who was meant by the last call.
+    meant: Mutex<Option<NodeId>>,
 }
 
 #[derive(Default)]
@@ -73,7 +77,8 @@ impl Peer {
         let connections = std::iter::repeat_with(Connection::default).take(CONNECTIONS).collect();
         let (name, connected) = (OnceLock::new(), Arc::default());
         let last_used = Mutex::new(Instant::now());
-        Self { authority, tls, name, connections, connected, last_used }
+        let meant = Mutex::default();
+        Self { authority, tls, name, connections, connected, last_used, meant }
     }
 
     /// As in a URI.
@@ -82,7 +87,26 @@ impl Peer {
     }
 
     pub(super) fn name(&self) -> &str {
-        self.name.get().map_or("unknown", String::as_str)
+        self.known_name().unwrap_or("unknown")
+    }
+
+    /// What it calls itself, once it has said so.
+    pub(super) fn known_name(&self) -> Option<&str> {
+        self.name.get().map(String::as_str)
+    }
+
+    /// Notes that the node with this id is called.
+    pub(super) fn is_meant_as(&self, id: &NodeId) {
+        let mut meant = self.meant.lock().unwrap_or_else(PoisonError::into_inner);
+        if meant.as_ref() != Some(id) {
+            *meant = Some(id.clone());
+        }
+    }
+
+    /// Which node was meant by the last call.
+    pub(super) fn meant(&self) -> Option<RemoteNode> {
+        let id = self.meant.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
+        Some(RemoteNode { id, address: self.authority.to_string() })
     }
 
     /// Notes what it calls itself; gives what it called itself first.

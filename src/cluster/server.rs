@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt;
 use h2::server::SendResponse;
 use http::header::CONTENT_TYPE;
-use http::{HeaderMap, HeaderValue, Response};
+use http::request::Parts as Head;
+use http::{HeaderValue, Response};
 use nymea_remoteproxy_proto::bridge::v1::frame::Content;
 use nymea_remoteproxy_proto::bridge::v1::{
     Frame, PingReply, PingRequest, ProbeReply, ProbeRequest,
@@ -22,10 +23,13 @@ use tracing::{debug, warn};
 use super::call::{CallError, Incoming as Messages, Outgoing, Role};
 use super::connection::{Accepted, Request};
 use super::leg::{Answer, BridgeLeg, Counted};
+use super::misdirected::node_of;
 use super::pieces::Pieces;
 use super::tls::{BridgeStream, BridgeTls};
-use super::wire::{Asked, name_of, read_attach, read_offer};
-use super::{Attach, CONNECTION_TRACE, GRPC, Incoming, PING, PROBE, STEP, TUNNEL};
+use super::wire::{self, Asked, Refusal, name_of, read_attach, read_offer};
+use super::{
+    Attach, CONNECTION_TRACE, GRPC, Incoming, Misdirections, PING, PROBE, STEP, TUNNEL, ThisNode,
+};
 use crate::lifecycle::Lifecycle;
 use crate::observability::Metrics;
 use crate::observability::trace::Attaching;
@@ -38,14 +42,16 @@ const HANDSHAKES_AT_ONCE: usize = 64;
 pub struct BridgeService {
     /// Who has the endpoints.
     pub attach: Arc<dyn Attach>,
-    /// The name of this node.
-    pub node: Arc<str>,
+    /// This node.
+    pub node: ThisNode,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// How long a node may leave data untaken.
     pub stalled: Duration,
     /// The node's life.
     pub lifecycle: Lifecycle,
+    /// Calls that mean another node.
+    pub misdirections: Arc<Misdirections>,
 }
 
 /// Serves until the task is aborted.
@@ -100,8 +106,8 @@ async fn respond(service: Arc<BridgeService>, (request, mut respond): Request) {
     let (head, body) = request.into_parts();
     let messages = Messages::new(body);
     let done = match head.uri.path() {
-        TUNNEL => service.tunnel(&head.headers, messages, &mut respond).await,
-        PROBE => unary(messages, &mut respond, |request| service.probe(request)).await,
+        TUNNEL => service.tunnel(&head, messages, &mut respond).await,
+        PROBE => unary(messages, &mut respond, |request| service.probe(&head, request)).await,
         PING => unary(messages, &mut respond, async |PingRequest {}| Ok(service.ping())).await,
         _ => Err(Status::unimplemented("the bridge has no such method")),
     };
@@ -139,6 +145,11 @@ fn given_up() -> Status {
     Status::cancelled("the caller has given up")
 }
 
+/// The address at which the caller has reached this node.
+fn dialed(head: &Head) -> &str {
+    head.uri.authority().map_or("", |authority| name_of(authority.as_str()))
+}
+
 /// What a caller hears whose messages make no sense.
 fn unusable(error: &CallError) -> Status {
     match error {
@@ -158,12 +169,12 @@ async fn secure(tcp: TcpStream, tls: Option<BridgeTls>) -> io::Result<BridgeStre
 impl BridgeService {
     async fn tunnel(
         &self,
-        headers: &HeaderMap,
+        head: &Head,
         mut messages: Messages,
         respond: &mut SendResponse<Pieces>,
     ) -> Result<(), Status> {
         let began = Instant::now();
-        let place = |name| headers.get(name)?.to_str().ok()?.parse::<TraceParent>().ok();
+        let place = |name| head.headers.get(name)?.to_str().ok()?.parse::<TraceParent>().ok();
         let (call, second) = (place("traceparent"), place(CONNECTION_TRACE));
         let attaching = Attaching { call, second, began };
         let first = timeout(STEP, messages.message()).await;
@@ -180,10 +191,16 @@ impl BridgeService {
         }
         let outgoing = answer(respond)?;
         let node = name_of(&attach.node);
-        let counted = Counted::In { _gauge: self.metrics.bridge_stream_in(node) };
-        let leg = BridgeLeg::new(outgoing, messages, self.stalled, self.lifecycle.clone(), counted)
+        let lifecycle = self.lifecycle.clone();
+        let leg = BridgeLeg::new(outgoing, messages, self.stalled, lifecycle, Counted::NotYet)
             .knowing_finished(attach.finished);
-        let answer = Answer::new(leg, Arc::clone(&self.node));
+        let (this, metrics) = (self.node.clone(), Arc::clone(&self.metrics));
+        let answer = Answer { leg, this, caller: node.into(), metrics };
+        if !self.is_meant(&attach.meant) {
+            self.misdirections.called(&node_of(&attach.meant), node, dialed(head));
+            answer.refuse(Refusal::WrongNode);
+            return Ok(());
+        }
         match read_attach(&attach) {
             Ok(Asked { offer, secret, profile, app }) => {
                 let incoming = Incoming { profile, app, node: node.into(), attaching, answer };
@@ -197,15 +214,23 @@ impl BridgeService {
         Ok(())
     }
 
-    async fn probe(&self, request: ProbeRequest) -> Result<ProbeReply, Status> {
-        let ProbeRequest { registration, secret } = request;
+    /// Whether a call is for this node. A caller of an older release does not say for which one.
+    fn is_meant(&self, meant: &str) -> bool {
+        meant.is_empty() || meant == self.node.id.as_str()
+    }
+
+    async fn probe(&self, head: &Head, request: ProbeRequest) -> Result<ProbeReply, Status> {
+        let ProbeRequest { registration, secret, meant } = request;
+        if !self.is_meant(&meant) {
+            self.misdirections.called(&node_of(&meant), "unknown", dialed(head));
+            return Ok(wire::probed_wrong_node(&self.node.id));
+        }
         let (registration, secret) = read_offer(&registration, &secret)
             .map_err(|_| Status::invalid_argument("registration and secret have 16 bytes each"))?;
-        let alive = Arc::clone(&self.attach).probe(registration, secret).await;
-        Ok(ProbeReply { alive })
+        Ok(wire::life(Arc::clone(&self.attach).probe(registration, secret).await))
     }
 
     fn ping(&self) -> PingReply {
-        PingReply { node: self.node.as_ref().into() }
+        PingReply { node: self.node.name.as_ref().into(), id: self.node.id.as_str().into() }
     }
 }

@@ -6,12 +6,13 @@ use nymea_remoteproxy_proto::bridge::v1::frame::Content;
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 use proto::close;
+use proto::probe_reply::Life as ReplyLife;
 use proto::refused::Reason;
 use thiserror::Error;
 use uuid::Uuid;
 
 use super::{AppCall, MAX_NODE_NAME, VERSION};
-use crate::ids::OfferId;
+use crate::ids::{NodeId, OfferId};
 use crate::protocol::{Chunk, Close, Generation, Identity, Kind, Profile};
 use crate::rendezvous::Secret;
 use crate::transport::End;
@@ -34,6 +35,9 @@ pub enum Refusal {
     /// Both endpoints have the same UUID.
     #[error("both endpoints have the same UUID")]
     Loop,
+    /// The node is not the one that was meant, and cannot know whether the endpoint waits.
+    #[error("another node was reached than the one that was meant, check bridge.advertise")]
+    WrongNode,
 }
 
 impl Refusal {
@@ -45,6 +49,29 @@ impl Refusal {
             Self::Denied => "denied",
             Self::Version(_) => "version",
             Self::Loop => "loop",
+            Self::WrongNode => "wrong_node",
+        }
+    }
+}
+
+/// What is known of a registered endpoint after it was queried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+    /// It has given a sign of life.
+    Alive,
+    /// A fact: its connection is over, or the node has no such registration.
+    Ended,
+    /// Neither is known. It keeps its registration.
+    Unknown,
+}
+
+impl Life {
+    /// One lower-case word.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Alive => "alive",
+            Self::Ended => "gone",
+            Self::Unknown => "unknown",
         }
     }
 }
@@ -57,6 +84,7 @@ pub(super) fn attach(
     (offer, secret): (OfferId, Secret),
     (profile, app): (&Profile, Option<&AppCall>),
     node: &str,
+    meant: &NodeId,
 ) -> proto::Frame {
     let app = app.map(|app| proto::App {
         registration: bytes_of(app.id),
@@ -70,6 +98,7 @@ pub(super) fn attach(
         node: node.into(),
         app,
         finished: true,
+        meant: meant.as_str().into(),
     }))
 }
 
@@ -100,9 +129,43 @@ pub(super) struct Asked {
     pub(super) app: Option<AppCall>,
 }
 
-pub(super) fn probe((registration, secret): (OfferId, Secret)) -> proto::ProbeRequest {
+pub(super) fn probe(
+    (registration, secret): (OfferId, Secret),
+    meant: &NodeId,
+) -> proto::ProbeRequest {
     let (registration, secret) = (bytes_of(registration), secret.0.to_vec().into());
-    proto::ProbeRequest { registration, secret }
+    proto::ProbeRequest { registration, secret, meant: meant.as_str().into() }
+}
+
+pub(super) fn life(life: Life) -> proto::ProbeReply {
+    let said = match life {
+        Life::Alive => ReplyLife::Alive,
+        Life::Ended => ReplyLife::Ended,
+        Life::Unknown => ReplyLife::Unknown,
+    };
+    let alive = life != Life::Ended;
+    proto::ProbeReply { alive, life: said.into(), node: String::new() }
+}
+
+/// The answer to a probe that means another node than the one with this id.
+pub(super) fn probed_wrong_node(id: &NodeId) -> proto::ProbeReply {
+    let node = id.as_str().into();
+    proto::ProbeReply { alive: true, life: ReplyLife::WrongNode.into(), node }
+}
+
+/// What a node says of a registered endpoint, unless it is the wrong node.
+pub(super) fn read_life(reply: &proto::ProbeReply) -> Result<Life, Refusal> {
+    match (ReplyLife::try_from(reply.life), reply.alive) {
+        (Ok(ReplyLife::Alive), _) => Ok(Life::Alive),
+        (Ok(ReplyLife::Ended), _) => Ok(Life::Ended),
+        (Ok(ReplyLife::Unknown), _) => Ok(Life::Unknown),
+        (Ok(ReplyLife::WrongNode), _) => Err(Refusal::WrongNode),
+        // Of an older release, which has no other way to say it.
+        (Ok(ReplyLife::Unspecified), true) => Ok(Life::Alive),
+        (Ok(ReplyLife::Unspecified), false) => Ok(Life::Ended),
+        // Of a newer release.
+        (Err(_), _) => Ok(Life::Unknown),
+    }
 }
 
 /// The id of an offer or a registration, and its secret; refused if they do not make sense.
@@ -143,24 +206,27 @@ pub(super) fn attached(profile: &Profile, node: &str) -> proto::Frame {
     frame(Content::Attached(proto::Attached { profile, node: node.into(), finished: true }))
 }
 
-pub(super) fn refused(refusal: Refusal) -> proto::Frame {
+pub(super) fn refused(refusal: Refusal, id: &NodeId) -> proto::Frame {
     let reason = match refusal {
         Refusal::Gone => Reason::Gone,
         Refusal::Taken => Reason::Taken,
         Refusal::Denied => Reason::Denied,
         Refusal::Version(_) => Reason::Version,
         Refusal::Loop => Reason::Loop,
+        Refusal::WrongNode => Reason::WrongNode,
     };
-    frame(Content::Refused(proto::Refused { reason: reason.into(), version: VERSION }))
+    let node = id.as_str().into();
+    frame(Content::Refused(proto::Refused { reason: reason.into(), version: VERSION, node }))
 }
 
-pub(super) fn read_refused(refused: proto::Refused) -> Refusal {
+pub(super) fn read_refused(refused: &proto::Refused) -> Refusal {
     match refused.reason() {
         Reason::Gone => Refusal::Gone,
         Reason::Taken => Refusal::Taken,
         Reason::Denied | Reason::Unspecified => Refusal::Denied,
         Reason::Version => Refusal::Version(refused.version),
         Reason::Loop => Refusal::Loop,
+        Reason::WrongNode => Refusal::WrongNode,
     }
 }
 
@@ -247,14 +313,15 @@ mod tests {
         };
         let (offer, secret) = (OfferId::random(), Secret([7; 16]));
         let asked = (&profile, None);
-        let Some(Content::Attach(sent)) = attach((offer, secret), asked, "node1").content else {
-            panic!("an attach")
-        };
+        let meant = NodeId::new("node2", 7);
+        let sent = attach((offer, secret), asked, "node1", &meant);
+        let Some(Content::Attach(sent)) = sent.content else { panic!("an attach") };
+        assert_eq!(sent.meant, "node2-0000000000000007");
         let read = Asked { offer, secret, profile: profile.clone(), app: None };
         assert_eq!(read_attach(&sent), Ok(read));
         let app = AppCall { id: OfferId::random(), peer_address: "[::1]:1".into() };
         let asked = (&profile, Some(&app));
-        let of_an_app = attach((offer, secret), asked, "node1");
+        let of_an_app = attach((offer, secret), asked, "node1", &meant);
         let Some(Content::Attach(of_an_app)) = of_an_app.content else { panic!("an attach") };
         assert_eq!(read_attach(&of_an_app).expect("an app").app, Some(app));
         let other = proto::Attach { version: VERSION + 1, ..sent.clone() };
@@ -263,5 +330,36 @@ mod tests {
         assert_eq!(read_attach(&cut), Err(Refusal::Denied));
         let nobody = proto::Attach { profile: None, ..sent };
         assert_eq!(read_attach(&nobody), Err(Refusal::Denied));
+    }
+
+    #[test]
+    fn only_an_explicit_answer_says_that_an_endpoint_is_gone() {
+        for said in [Life::Alive, Life::Ended, Life::Unknown] {
+            let reply = life(said);
+            assert_eq!(read_life(&reply), Ok(said));
+            // What a node of an older release reads.
+            assert_eq!(reply.alive, said != Life::Ended);
+        }
+        let wrong = probed_wrong_node(&NodeId::new("node1", 1));
+        assert_eq!((read_life(&wrong), wrong.alive), (Err(Refusal::WrongNode), true));
+        let newer = proto::ProbeReply { alive: false, life: 77, node: String::new() };
+        assert_eq!(read_life(&newer), Ok(Life::Unknown));
+        let older = |alive| proto::ProbeReply { alive, ..proto::ProbeReply::default() };
+        assert_eq!(read_life(&older(true)), Ok(Life::Alive));
+        assert_eq!(read_life(&older(false)), Ok(Life::Ended));
+    }
+
+    #[test]
+    fn messages_about_the_node_that_is_meant_are_these_bytes() {
+        let id = NodeId::new("n", 0x00AB);
+        let written = b"n-00000000000000ab";
+        let refused = refused(Refusal::WrongNode, &id).encode_to_vec();
+        assert_eq!(refused, [&b"\x1a\x18\x08\x06\x10\x01\x1a\x12"[..], written].concat());
+        let reply = probed_wrong_node(&id).encode_to_vec();
+        assert_eq!(reply, [&b"\x08\x01\x10\x04\x1a\x12"[..], written].concat());
+        let request = probe((OfferId::from(Uuid::nil()), Secret([7; 16])), &id).encode_to_vec();
+        let (id, secret) = ([0; 16], [7; 16]);
+        let parts = [&b"\x0a\x10"[..], &id, b"\x12\x10", &secret, b"\x1a\x12", written];
+        assert_eq!(request, parts.concat());
     }
 }

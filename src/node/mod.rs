@@ -24,10 +24,10 @@ use crate::admin;
 use crate::auth::{
     AcceptAny, Authenticator, HttpAuthenticator, HttpSettings, SetupError as AuthenticationError,
 };
-use crate::cluster;
 use crate::cluster::client::Peers;
 use crate::cluster::server::BridgeService;
 use crate::cluster::tls::{BridgeTls, BridgeTlsError};
+use crate::cluster::{self, Misdirections, ThisNode};
 use crate::config::{self, Config, ForwardingHeader, Listen, Proxies};
 use crate::ids::NodeId;
 use crate::lifecycle::Lifecycle;
@@ -248,9 +248,11 @@ impl Prepared {
                 let memory = Arc::new(MemoryRendezvous::default());
                 (Arc::clone(&memory) as _, memory)
             };
+        let misdirections = Misdirections::new(id.clone(), Arc::clone(&telemetry.journal));
         let peers = cluster.as_ref().map(|_| {
             let (tls, metrics) = (bridge_tls.clone(), Arc::clone(&telemetry.metrics));
-            Peers::new(Arc::clone(&name), tls, stalled, lifecycle.clone(), metrics)
+            let misdirections = Arc::clone(&misdirections);
+            Peers::new(Arc::clone(&name), tls, stalled, lifecycle.clone(), metrics, misdirections)
         });
         let shared = Arc::new(Shared::new(
             authenticator,
@@ -280,10 +282,11 @@ impl Prepared {
             let attach = Arc::clone(&shared) as _;
             let service = BridgeService {
                 attach,
-                node: name,
+                node: ThisNode { name, id: id.clone() },
                 metrics: Arc::clone(&telemetry.metrics),
                 stalled,
                 lifecycle: lifecycle.clone(),
+                misdirections: Arc::clone(&misdirections),
             };
             node.serve(cluster::server::serve(service, bridge, bridge_tls));
             (node.bridge_addr, node.redis) = (Some(address), Some(redis));

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -28,6 +28,9 @@ pub struct GatewayRecord {
     pub since: SystemTime,
     /// What came from it and went to it, with the framing.
     pub bytes: Bytes,
+    began: Instant,
+    /// When it sent something last, in milliseconds since it began.
+    heard: AtomicU64,
     apps: Mutex<BTreeMap<u16, Arc<AppRecord>>>,
     close: CancellationToken,
 }
@@ -111,9 +114,23 @@ impl GatewayRecord {
             name,
             since: SystemTime::now(),
             bytes: Bytes::default(),
+            began: Instant::now(),
+            heard: AtomicU64::new(0),
             apps: Mutex::default(),
             close: CancellationToken::new(),
         }
+    }
+
+    /// Notes that it has sent something.
+    pub fn heard(&self, now: Instant) {
+        let since = now.saturating_duration_since(self.began).as_millis();
+        self.heard.store(u64::try_from(since).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// How long it has sent nothing.
+    pub fn silent_for(&self) -> Duration {
+        let heard = Duration::from_millis(self.heard.load(Ordering::Relaxed));
+        self.began.elapsed().saturating_sub(heard)
     }
 
     /// Its apps, by their socket addresses.

@@ -69,8 +69,8 @@ pub struct Holder {
 pub enum Registered {
     /// The UUID belongs to it until it is unregistered.
     Yes {
-        /// Cancelled when it has lost the UUID to another one after all: its node was cut off, or
-        /// the entry was lost, and the other one was quicker.
+        /// Cancelled when the UUID is no longer registered for it: it was unregistered, or its node
+        /// was cut off or the entry was lost, and another endpoint was quicker.
         lost: CancellationToken,
     },
     /// The UUID is another one's.

@@ -20,7 +20,7 @@ use crate::protocol::PairingKey;
 /// Entries in this process's memory: in trees, which shrink as the entries go, as a hash table does not.
 pub struct MemoryRendezvous {
     entries: Mutex<BTreeMap<PairingKey, Entry>>,
-    registered: Mutex<BTreeMap<Uuid, Registration>>,
+    registered: Mutex<BTreeMap<Uuid, Own>>,
     /// Nothing is ever lost.
     epoch: watch::Sender<u64>,
 }
@@ -38,6 +38,12 @@ impl Default for MemoryRendezvous {
 struct Entry {
     owner: OfferId,
     state: State,
+}
+
+struct Own {
+    registration: Registration,
+    /// Cancelled when it is no longer registered.
+    lost: CancellationToken,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -63,7 +69,7 @@ impl MemoryRendezvous {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn registered(&self) -> MutexGuard<'_, BTreeMap<Uuid, Registration>> {
+    fn registered(&self) -> MutexGuard<'_, BTreeMap<Uuid, Own>> {
         self.registered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -133,11 +139,13 @@ impl Directory for MemoryRendezvous {
         self: Arc<Self>,
         registration: Registration,
     ) -> BoxFuture<'static, Result<Registered, Unavailable>> {
-        let holder = *self.registered().entry(registration.uuid).or_insert(registration);
-        let answer = if holder.id == registration.id {
-            Registered::Yes { lost: CancellationToken::new() }
+        let mut registered = self.registered();
+        let new = || Own { registration, lost: CancellationToken::new() };
+        let holder = registered.entry(registration.uuid).or_insert_with(new);
+        let answer = if holder.registration.id == registration.id {
+            Registered::Yes { lost: holder.lost.clone() }
         } else {
-            Registered::Conflict(here(&holder))
+            Registered::Conflict(here(holder))
         };
         ready(Ok(answer)).boxed()
     }
@@ -147,21 +155,23 @@ impl Directory for MemoryRendezvous {
         uuid: Uuid,
     ) -> BoxFuture<'static, Result<Option<Holder>, Unavailable>> {
         let registered = self.registered();
-        let found = registered.get(&uuid).filter(|it| it.role == Role::Gateway).map(here);
+        let found =
+            registered.get(&uuid).filter(|own| own.registration.role == Role::Gateway).map(here);
         ready(Ok(found)).boxed()
     }
 
     fn unregister(&self, uuid: Uuid, id: OfferId) {
         if let Slot::Occupied(slot) = self.registered().entry(uuid)
-            && slot.get().id == id
+            && slot.get().registration.id == id
         {
-            slot.remove();
+            slot.remove().lost.cancel();
         }
     }
 }
 
-fn here(registration: &Registration) -> Holder {
-    Holder { id: registration.id, role: registration.role, home: Home::Here }
+fn here(own: &Own) -> Holder {
+    let Registration { id, role, .. } = own.registration;
+    Holder { id, role, home: Home::Here }
 }
 
 #[cfg(test)]

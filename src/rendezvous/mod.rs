@@ -18,7 +18,7 @@ use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::ids::OfferId;
+use crate::ids::{NodeId, OfferId};
 use crate::protocol::PairingKey;
 use crate::trace_parent::TraceParent;
 
@@ -82,13 +82,22 @@ pub enum Home {
     Here,
     /// Another node.
     There {
-        /// Its bridge address, `host:port`.
-        address: String,
+        /// That node.
+        node: RemoteNode,
         /// The secret of the offer.
         secret: Secret,
         /// The set-up of the tunnel in its trace.
         trace: Option<TraceParent>,
     },
+}
+
+/// Another node, as the entry of its endpoint names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RemoteNode {
+    /// Which node it is, from which start to which end.
+    pub id: NodeId,
+    /// Its bridge address, `host:port`.
+    pub address: String,
 }
 
 /// A node of a cluster, as it describes itself in its lease.

@@ -11,10 +11,10 @@ use tracing::{debug, info, warn};
 
 use super::app::{Attachment, Far};
 use super::gateway::{Enrolled as Gateway, Hub, NotAttached};
-use super::probe::{Life, Listed};
+use super::probe::{Candidate, Listed};
 use super::{Party, Shared, error_chain};
 use crate::cluster::client::BridgeError;
-use crate::cluster::{AppCall, Refusal};
+use crate::cluster::{AppCall, Life, Refusal};
 use crate::ids::OfferId;
 use crate::observability::trace::{Bridging, Setup};
 use crate::observability::{AppRecord, GatewayRecord, Occurrence};
@@ -39,8 +39,8 @@ pub(super) struct Place {
     registration: Registration,
     lost: CancellationToken,
     shared: Arc<Shared>,
-    /// Who comes for the UUID has its holder asked for a sign of life.
-    _listed: Listed,
+    /// A rival that registers has this holder queried for a sign of life.
+    listed: Listed,
 }
 
 impl Place {
@@ -48,9 +48,14 @@ impl Place {
         self.registration.id
     }
 
-    /// Done when another endpoint has got the UUID after all.
+    /// Done when the UUID is no longer registered for this endpoint.
     pub(super) async fn lost(&self) {
         self.lost.cancelled().await;
+    }
+
+    /// Done when the endpoint has been silent for too long to keep its UUID from a rival.
+    pub(super) async fn silent(&self) {
+        self.listed.silent().await;
     }
 }
 
@@ -89,40 +94,43 @@ impl Drop for Open {
     }
 }
 
-/// Begins to register a connection. From now on its leg hears when somebody asks for a sign of life.
+/// Begins to register a connection. From now on its leg is probed when a rival registers.
 pub(super) fn enrol(
-    mut party: Box<Party>,
+    party: Box<Party>,
     role: Role,
     shared: &Arc<Shared>,
 ) -> (Box<Party>, Enrolling) {
-    let (uuid, kind) = match &role {
-        Role::Gateway(gateway) => (gateway.uuid, rendezvous::Role::Gateway),
-        Role::App(app) => (app.uuid, rendezvous::Role::App),
-    };
-    let registration = Registration::new(uuid, kind);
-    let asked = (registration.id, registration.secret);
-    let leg = party.leg;
-    let (leg, listed) = shared.probes.listen(asked, leg);
-    party.leg = leg;
-    let place = Place {
-        registration,
-        lost: CancellationToken::new(),
-        shared: Arc::clone(shared),
-        _listed: listed,
-    };
-    let enrolling = match role {
+    match role {
         Role::Gateway(gateway) => {
-            let profile = profile_of(uuid, &gateway.name);
+            let registration = Registration::new(gateway.uuid, rendezvous::Role::Gateway);
+            let profile = profile_of(gateway.uuid, &gateway.name);
             let of = (party.origin.id, party.client_addr);
-            let record = GatewayRecord::new(registration.id, of, (uuid, gateway.name));
-            enrol_gateway(place, record, profile).boxed()
+            let record = GatewayRecord::new(registration.id, of, (gateway.uuid, gateway.name));
+            let record = Arc::new(record);
+            let (party, place) = listen(party, registration, Some(Arc::clone(&record)), shared);
+            (party, enrol_gateway(place, record, profile).boxed())
         }
         Role::App(app) => {
-            let peer_address = party.client_addr.to_string();
-            enrol_app(place, app, peer_address, party.trace.place()).boxed()
+            let registration = Registration::new(app.uuid, rendezvous::Role::App);
+            let (party, place) = listen(party, registration, None, shared);
+            let (peer_address, trace) = (party.client_addr.to_string(), party.trace.place());
+            (party, enrol_app(place, app, peer_address, trace).boxed())
         }
-    };
-    (party, enrolling)
+    }
+}
+
+/// Has the endpoint listen to its rivals, which comes before it is registered.
+fn listen(
+    mut party: Box<Party>,
+    registration: Registration,
+    gateway: Option<Arc<GatewayRecord>>,
+    shared: &Arc<Shared>,
+) -> (Box<Party>, Place) {
+    let Registration { id, secret, .. } = registration;
+    let (leg, listed) = shared.probes.listen(Candidate { id, secret, gateway }, party.leg);
+    party.leg = leg;
+    let lost = CancellationToken::new();
+    (party, Place { registration, lost, shared: Arc::clone(shared), listed })
 }
 
 fn profile_of(uuid: uuid::Uuid, name: &str) -> Profile {
@@ -132,12 +140,12 @@ fn profile_of(uuid: uuid::Uuid, name: &str) -> Profile {
 
 async fn enrol_gateway(
     place: Place,
-    record: GatewayRecord,
+    record: Arc<GatewayRecord>,
     profile: Profile,
 ) -> Result<Enrolled, TunnelProxyError> {
     let Registration { id, secret, .. } = place.registration;
     let shared = Arc::clone(&place.shared);
-    let hub = Hub::new(Arc::new(record), profile, secret, shared.tunnel_proxy.backlog);
+    let hub = Hub::new(record, profile, secret, shared.tunnel_proxy.backlog);
     // Apps may come as soon as the directory knows it.
     shared.hubs.lock().insert(id, Arc::clone(&hub));
     let open = Open { id, shared: Arc::clone(&shared) };
@@ -179,7 +187,7 @@ async fn attach(
         let gone = gateway.id;
         let attached = match gateway.home {
             Home::Here => attach_here(&place, gone, app, peer_address, &shared),
-            Home::There { address, secret, .. } => {
+            Home::There { node, secret, .. } => {
                 let tracer = &shared.telemetry.tracer;
                 let bridging = Bridging::new(tracer, setup.place(), connection);
                 let profile = profile_of(app.uuid, &app.name);
@@ -188,8 +196,7 @@ async fn attach(
                     return Err(TunnelProxyError::InternalServerError);
                 };
                 let offer = (gone, secret);
-                let called =
-                    peers.bridge(&address, offer, (&profile, Some(&call)), &bridging).await;
+                let called = peers.bridge(&node, offer, (&profile, Some(&call)), &bridging).await;
                 called.map(Far::There).map_err(|error| not_bridged(gone, &error))
             }
         };
@@ -246,7 +253,11 @@ fn not_bridged(gateway: OfferId, error: &BridgeError) -> Option<TunnelProxyError
     match error {
         BridgeError::Refused(Refusal::Gone) => None,
         BridgeError::Refused(
-            Refusal::Taken | Refusal::Denied | Refusal::Version(_) | Refusal::Loop,
+            Refusal::Taken
+            | Refusal::Denied
+            | Refusal::Version(_)
+            | Refusal::Loop
+            | Refusal::WrongNode,
         )
         | BridgeError::Address(_)
         | BridgeError::Unreachable(_)
@@ -259,7 +270,8 @@ fn not_bridged(gateway: OfferId, error: &BridgeError) -> Option<TunnelProxyError
     }
 }
 
-/// Claims a UUID in the directory. If it is another endpoint's, that one must be alive.
+/// Claims a UUID in the directory. Another endpoint that has it keeps it, unless its own node has
+/// answered that it is gone.
 async fn claim(mut place: Place) -> Result<Place, TunnelProxyError> {
     let (registration, shared) = (place.registration, Arc::clone(&place.shared));
     for _ in 0..TRIES {
@@ -273,35 +285,36 @@ async fn claim(mut place: Place) -> Result<Place, TunnelProxyError> {
         };
         let id = holder.id;
         let life = ask(holder, &shared).await?;
-        shared.telemetry.metrics.probed(life.label());
+        let (uuid, label) = (registration.uuid, life.label());
+        shared.telemetry.metrics.probed(label);
         match life {
-            Life::Alive => {
-                let refused = Occurrence::refused("a UUID is registered already", "it is alive");
+            Life::Alive | Life::Unknown => {
+                let refused = Occurrence::refused("a UUID is registered already", label);
                 if shared.telemetry.recurs(&refused) {
-                    info!(uuid = %registration.uuid, holder = %id, "a UUID is registered already");
+                    info!(%uuid, holder = %id, life = label, "a UUID is registered already");
                 }
                 return Err(TunnelProxyError::AlreadyRegistered);
             }
-            Life::Gone => {
-                info!(uuid = %registration.uuid, holder = %id, "who had this UUID is given up");
-                shared.directory.unregister(registration.uuid, id);
+            // Its node has said so, and only then: whatever else happened, the holder keeps it.
+            Life::Ended => {
+                info!(%uuid, holder = %id, "the former holder of a UUID is gone");
+                shared.directory.unregister(uuid, id);
             }
         }
     }
     Err(TunnelProxyError::AlreadyRegistered)
 }
 
-/// Whether the one that has a UUID gives a sign of life.
+/// Whether the holder of a UUID lives. An error: its node cannot be queried.
 async fn ask(holder: Holder, shared: &Shared) -> Result<Life, TunnelProxyError> {
     match (holder.home, &shared.peers) {
         (Home::Here, _) => Ok(shared.probes.ask(holder.id, None).await),
-        (Home::There { address, secret, .. }, Some(peers)) => {
-            let alive = peers.probe(&address, (holder.id, secret)).await;
-            let alive = alive.map_err(|error| {
-                debug!(error = %error_chain(&error), "who has a UUID cannot be asked");
+        (Home::There { node, secret, .. }, Some(peers)) => {
+            let life = peers.probe(&node, (holder.id, secret)).await;
+            life.map_err(|error| {
+                debug!(error = %error_chain(&error), "the holder of a UUID cannot be queried");
                 TunnelProxyError::InternalServerError
-            })?;
-            Ok(if alive { Life::Alive } else { Life::Gone })
+            })
         }
         (Home::There { .. }, None) => Err(TunnelProxyError::InternalServerError),
     }

@@ -29,11 +29,11 @@ use self::admission::{Admission, Ticket};
 use self::enrolment::{Enrolled, Hubs};
 use self::negotiation::{Outcome, negotiate};
 use self::origin::Origin;
-use self::probe::{Life, Probes};
+use self::probe::Probes;
 use self::registry::{NotWaiting, Partner, Registry};
 use crate::auth::Authenticator;
 use crate::cluster::client::Peers;
-use crate::cluster::{self, Attach, Incoming};
+use crate::cluster::{self, Attach, Incoming, Life};
 use crate::config::{Limits, Timeouts, TunnelProxy};
 use crate::ids::{ClientAddr, ConnectionId, OfferId};
 use crate::lifecycle::Lifecycle;
@@ -369,8 +369,8 @@ impl Attach for Shared {
         }
     }
 
-    fn probe(self: Arc<Self>, registration: OfferId, secret: Secret) -> BoxFuture<'static, bool> {
-        async move { self.probes.ask(registration, Some(secret)).await == Life::Alive }.boxed()
+    fn probe(self: Arc<Self>, registration: OfferId, secret: Secret) -> BoxFuture<'static, Life> {
+        async move { self.probes.ask(registration, Some(secret)).await }.boxed()
     }
 }
 

@@ -279,7 +279,7 @@ fn answered(
                 Ok(()) | Err((_, Partner::There(_))) => Next::Outcome(Outcome::Over),
             }
         }
-        Answer::Claimed(Waiting { id, home: Home::There { address, secret, trace } }) => {
+        Answer::Claimed(Waiting { id, home: Home::There { node, secret, trace } }) => {
             let claim = Claim { key: offer.key, owner: id, claimer: offer.id, setup: trace };
             tracer.asked(trace, party.trace.place(), asked);
             let bridging = Bridging::new(tracer, trace, party.trace.place());
@@ -288,9 +288,9 @@ fn answered(
             let call = async move {
                 match (&shared.peers, profile) {
                     (Some(peers), Some(profile)) => {
-                        peers.bridge(&address, (id, secret), (&profile, None), &its).await
+                        peers.bridge(&node, (id, secret), (&profile, None), &its).await
                     }
-                    _ => Err(BridgeError::Address(address)),
+                    _ => Err(BridgeError::Address(node.address)),
                 }
             };
             Next::Stage(party, Stage::Bridging { claim, call: call.boxed(), bridging })
@@ -343,7 +343,8 @@ fn not_bridged(
             party.endpoint.close(Close::Loop);
             return Stage::Greeting;
         }
-        BridgeError::Refused(Refusal::Denied | Refusal::Version(_))
+        // Another node than the owner's cannot know whether the owner still waits.
+        BridgeError::Refused(Refusal::Denied | Refusal::Version(_) | Refusal::WrongNode)
         | BridgeError::Address(_)
         | BridgeError::Unreachable(_)
         | BridgeError::Call(_)

@@ -4,11 +4,13 @@
 //! on different nodes, each node runs the tunnel of its own endpoint, with a bridge as the other
 //! leg.
 
+use std::future::pending;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use tracing::field::display;
 use tracing::{Instrument, info};
 
@@ -237,6 +239,17 @@ pub(super) enum Held {
     ByNobody,
 }
 
+impl Held {
+    /// Done when our endpoint has lost the UUID that it has registered. In a box: a tunnel without
+    /// one has no need of this memory.
+    fn lost(&self) -> BoxFuture<'_, ()> {
+        match self {
+            Self::Uuid(place) => place.lost().boxed(),
+            Self::ByUs(_) | Self::ByOther(_) | Self::ByNobody => pending().boxed(),
+        }
+    }
+}
+
 /// A tunnel with its place in its trace, and whose lines those about it are.
 pub(super) struct Standing<'a> {
     guard: TunnelGuard,
@@ -280,6 +293,7 @@ pub(super) async fn run(
             tokio::select! {
                 () = shared.lifecycle.over() => Close::Draining,
                 () = unwanted => Close::Dismissed,
+                () = held.lost() => Close::AlreadyRegistered,
             }
         });
         relay::flow(first, second, &record.meter, stop.as_mut(), patience).await

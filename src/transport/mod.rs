@@ -75,6 +75,12 @@ pub trait Leg: Send {
         false
     }
 
+    /// Whether a sign of life comes from the endpoint itself. Where it does not, a load balancer may
+    /// give it for an endpoint that is gone.
+    fn has_pings(&self) -> bool {
+        false
+    }
+
     /// Says goodbye behind all data that was taken. No effect if the endpoint has done so already.
     fn send_close(&mut self, cx: &mut Context<'_>, close: Close);
 

@@ -11,7 +11,7 @@ use nymea_remoteproxy::config::{self, Secret};
 use nymea_remoteproxy::ids::NodeId;
 use nymea_remoteproxy::protocol::{PairingKey, Token};
 use nymea_remoteproxy::rendezvous::redis::{Health, NodeFacts, Pace, RedisRendezvous};
-use nymea_remoteproxy::rendezvous::{Answer, Offer, Rendezvous};
+use nymea_remoteproxy::rendezvous::{Answer, Home, Offer, RemoteNode, Rendezvous, Waiting};
 use redis::aio::MultiplexedConnection;
 use tempfile::TempDir;
 use tokio::time::{sleep, timeout};
@@ -260,7 +260,28 @@ pub fn offer(token: &str) -> Offer {
 /// Offers, and waits for the answer.
 pub async fn ask<R: Rendezvous + 'static>(rendezvous: &Arc<R>, offer: Offer) -> Answer {
     let answer = Arc::clone(rendezvous).offer(offer);
-    timeout(DEADLINE, answer).await.expect("an answer in time")
+    match timeout(DEADLINE, answer).await.expect("an answer in time") {
+        Answer::Claimed(Waiting { id, home }) => {
+            Answer::Claimed(Waiting { id, home: of_any_start(home) })
+        }
+        answer @ (Answer::Wait | Answer::Taken) => answer,
+    }
+}
+
+/// The node of this name, whichever start of it.
+pub fn remote(name: &str) -> RemoteNode {
+    RemoteNode { id: name.into(), address: bridge(name) }
+}
+
+/// The same with a node like that of [`remote`].
+pub fn of_any_start(home: Home) -> Home {
+    match home {
+        Home::Here => Home::Here,
+        Home::There { node, secret, trace } => {
+            let node = RemoteNode { id: node.id.name().into(), address: node.address };
+            Home::There { node, secret, trace }
+        }
+    }
 }
 
 /// Offers, and gives what will be answered.

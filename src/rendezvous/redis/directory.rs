@@ -14,7 +14,9 @@ use super::listing::Errand;
 use super::scripts::{Gone, Held, Possession};
 use super::{Core, MAX_PAUSE, ROUNDS, RedisRendezvous, Unanswered, backoff, named};
 use crate::ids::OfferId;
-use crate::rendezvous::{Directory, Holder, Home, Registered, Registration, Role, Unavailable};
+use crate::rendezvous::{
+    Directory, Holder, Home, Registered, Registration, RemoteNode, Role, Unavailable,
+};
 
 /// How long is asked for an answer while Redis is away. Nobody waits for it longer, as an endpoint
 /// that registers shall hear something.
@@ -144,7 +146,8 @@ impl Core {
         let home = if owner.node == self.node.as_str() {
             Home::Here
         } else {
-            Home::There { address, secret, trace: None }
+            let node = RemoteNode { id: owner.node.as_str().into(), address };
+            Home::There { node, secret, trace: None }
         };
         Holder { id: owner.offer, role, home }
     }

@@ -92,9 +92,12 @@ impl Listing {
         Some(Holder { id, role: Role::Gateway, home: Home::Here })
     }
 
-    /// A registration is gone, whether of this node or of another one.
+    /// A registration is gone, whether of this node or of another one. Its endpoint, if it is still
+    /// here, is notified.
     pub(super) fn unregister(&mut self, uuid: Uuid, id: OfferId) {
-        self.remove(id);
+        if let Some(own) = self.remove(id) {
+            own.lost.cancel();
+        }
         self.errand(Errand::Unregister(uuid, id));
     }
 

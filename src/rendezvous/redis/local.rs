@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use super::scripts::Told;
 use crate::ids::OfferId;
 use crate::protocol::PairingKey;
-use crate::rendezvous::{Answer, Home, Offer, Waiting};
+use crate::rendezvous::{Answer, Home, Offer, RemoteNode, Waiting};
 
 /// Errands kept for Redis. Beyond that the time to live in Redis does it.
 const MAX_ERRANDS: usize = 65_536;
@@ -169,7 +169,8 @@ impl Local {
                     self.claimed(owner, offer.id);
                     Home::Here
                 } else {
-                    Home::There { address, secret, trace }
+                    let node = RemoteNode { id: owner.node.as_str().into(), address };
+                    Home::There { node, secret, trace }
                 };
                 Answer::Claimed(Waiting { id: owner.offer, home })
             }

@@ -305,7 +305,9 @@ impl<'a> Driver<'a> {
             Poll::Pending => Ok(false),
             Poll::Ready(Err(end)) => Err(Over::Ended(end)),
             Poll::Ready(Ok(chunk)) => {
-                self.control.heard(Instant::now());
+                let now = Instant::now();
+                self.control.heard(now);
+                self.hub.record.heard(now);
                 self.hub.record.bytes.add_received(chunk.data.len());
                 self.input = chunk.data;
                 Ok(true)

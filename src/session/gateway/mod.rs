@@ -90,6 +90,7 @@ async fn drive(party: &mut Party, hub: &Arc<Hub>, place: &Place, shared: &Arc<Sh
     let mut stop = pin!(async {
         tokio::select! {
             () = place.lost() => Close::AlreadyRegistered,
+            () = place.silent() => Close::SilentGateway,
             () = unwanted => Close::Dismissed,
             // Its apps come first: their tunnels end by themselves.
             () = async { shared.lifecycle.over().await; sleep(patience).await } => Close::Draining,

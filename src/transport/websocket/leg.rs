@@ -293,6 +293,10 @@ impl<W: Wire> Leg for WebSocketLeg<W> {
         }
     }
 
+    fn has_pings(&self) -> bool {
+        true
+    }
+
     fn is_probed(&self) -> bool {
         self.keepalive.is_probed() || self.answer_by.is_some()
     }
