@@ -7,12 +7,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
 use super::app::{Attachment, Far};
 use super::gateway::{Enrolled as Gateway, Hub, NotAttached};
 use super::probe::{Candidate, Listed};
-use super::{Party, Shared, error_chain};
+use super::{Party, Shared, error_chain, note_no_bridge};
 use crate::cluster::client::BridgeError;
 use crate::cluster::{AppCall, Life, Refusal};
 use crate::ids::OfferId;
@@ -197,7 +197,9 @@ async fn attach(
                 };
                 let offer = (gone, secret);
                 let called = peers.bridge(&node, offer, (&profile, Some(&call)), &bridging).await;
-                called.map(Far::There).map_err(|error| not_bridged(gone, &error))
+                called
+                    .map(Far::There)
+                    .map_err(|error| not_bridged(&node.address, gone, &error, &shared))
             }
         };
         match attached {
@@ -249,7 +251,12 @@ pub(super) fn app_record(
 }
 
 /// What an app is told whose gateway could not be reached; `None` if that one is gone.
-fn not_bridged(gateway: OfferId, error: &BridgeError) -> Option<TunnelProxyError> {
+fn not_bridged(
+    address: &str,
+    gateway: OfferId,
+    error: &BridgeError,
+    shared: &Shared,
+) -> Option<TunnelProxyError> {
     match error {
         BridgeError::Refused(Refusal::Gone) => None,
         BridgeError::Refused(
@@ -264,7 +271,7 @@ fn not_bridged(gateway: OfferId, error: &BridgeError) -> Option<TunnelProxyError
         | BridgeError::Call(_)
         | BridgeError::Timeout
         | BridgeError::Answer => {
-            warn!(%gateway, error = %error_chain(error), "no bridge to the gateway's node");
+            note_no_bridge(address, gateway, error, shared);
             Some(TunnelProxyError::InternalServerError)
         }
     }

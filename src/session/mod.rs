@@ -23,7 +23,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tracing::field::display;
-use tracing::{Instrument, Span, debug, info};
+use tracing::{Instrument, Span, debug, info, warn};
 
 use self::admission::{Admission, Ticket};
 use self::enrolment::{Enrolled, Hubs};
@@ -32,14 +32,14 @@ use self::origin::Origin;
 use self::probe::Probes;
 use self::registry::{NotWaiting, Partner, Registry};
 use crate::auth::Authenticator;
-use crate::cluster::client::Peers;
+use crate::cluster::client::{BridgeError, Peers};
 use crate::cluster::{self, Attach, Incoming, Life};
 use crate::config::{Limits, Timeouts, TunnelProxy};
 use crate::ids::{ClientAddr, ConnectionId, OfferId};
 use crate::lifecycle::Lifecycle;
 use crate::observability::metrics::{ConnectionGauge, Stage, Step};
 use crate::observability::trace::{ConnectionTrace, Setup};
-use crate::observability::{Occurrence, Telemetry};
+use crate::observability::{Occurrence, Severity, Telemetry};
 use crate::protocol::{Endpoint, Rules, ServerInfo};
 use crate::rendezvous::{Directory, Load, Offer, Rendezvous, Secret};
 use crate::transport::{AcceptError, Accepted, Leg, Refusal, Socket, Transport};
@@ -383,6 +383,20 @@ async fn send(leg: &mut dyn Leg, message: String) {
         std::task::Poll::Ready(())
     })
     .await;
+}
+
+/// Records that there is no bridge to a node: one warning per node, however many endpoints try to
+/// get there and however often.
+fn note_no_bridge(address: &str, offer: OfferId, error: &BridgeError, shared: &Shared) {
+    let node_addr = address.escape_debug().to_string();
+    let occurrence = Occurrence::trouble("no bridge to another node", node_addr.clone());
+    let occurrence = Occurrence { severity: Severity::Info, ..occurrence };
+    let error = error_chain(error);
+    if shared.telemetry.recurs(&occurrence) {
+        warn!(node_addr, %offer, error, "no bridge to another node");
+    } else {
+        debug!(node_addr, %offer, error, "no bridge to another node");
+    }
 }
 
 /// An error with its causes, in one line.

@@ -16,13 +16,13 @@ use super::enrolment::{self, Enrolled};
 use super::registry::{NotWaiting, Partner};
 use super::stage::{Claim, Coming, Event, Stage, poll_event};
 use super::tunnel::profile_of;
-use super::{Entry, Party, Shared, error_chain, send};
+use super::{Entry, Party, Shared, error_chain, note_no_bridge, send};
 use crate::auth;
 use crate::cluster::client::BridgeError;
 use crate::cluster::{Bridged, Refusal};
 use crate::observability::metrics::{self, Step};
 use crate::observability::trace::{Bridging, Ended, Setup};
-use crate::observability::{EventKind, Occurrence, Telemetry};
+use crate::observability::{Occurrence, Telemetry};
 use crate::protocol::{Action, Close, PairingKey, Role, Token, Verdict};
 use crate::relay::close_leg;
 use crate::rendezvous::{Answer, Home, Offer, Waiting};
@@ -118,7 +118,7 @@ pub(super) async fn negotiate(mut party: Box<Party>, shared: &Arc<Shared>) -> Ou
                 let Stage::Bridging { claim, bridging, .. } = stage else { continue };
                 shared.telemetry.metrics.step(Step::Bridge, bridging.began().elapsed());
                 stage = match result {
-                    Ok(bridged) => return Outcome::Bridged { party, bridged, claim },
+                    Ok(bridged) => return joined(party, bridged, claim),
                     Err(error) => not_bridged(&mut party, claim, &error, shared),
                 };
             }
@@ -280,7 +280,8 @@ fn answered(
             }
         }
         Answer::Claimed(Waiting { id, home: Home::There { node, secret, trace } }) => {
-            let claim = Claim { key: offer.key, owner: id, claimer: offer.id, setup: trace };
+            let rendezvous = Arc::clone(&shared.rendezvous);
+            let claim = Claim::new(&offer, id, &node.address, trace, rendezvous);
             tracer.asked(trace, party.trace.place(), asked);
             let bridging = Bridging::new(tracer, trace, party.trace.place());
             let (shared, profile) = (Arc::clone(shared), profile_of(&party));
@@ -323,23 +324,31 @@ fn met(mut party: Box<Party>, stage: Stage, partner: Partner, shared: &Shared) -
     }
 }
 
+/// The endpoint has been joined to its partner on another node.
+fn joined(party: Box<Party>, bridged: Bridged, mut claim: Claim) -> Outcome {
+    claim.settle();
+    Outcome::Bridged { party, bridged, claim }
+}
+
 /// What to do when the partner cannot be fetched.
 fn not_bridged(
     party: &mut Party,
-    claim: Claim,
+    mut claim: Claim,
     error: &BridgeError,
     shared: &Arc<Shared>,
 ) -> Stage {
-    let Claim { key, owner, claimer, .. } = claim;
     match error {
         BridgeError::Refused(Refusal::Gone) => {
-            shared.rendezvous.release(key, owner);
+            claim.settle();
+            shared.rendezvous.release(claim.key, claim.owner);
         }
         BridgeError::Refused(Refusal::Taken) => {
+            claim.settle();
             party.endpoint.close(Close::Taken);
             return Stage::Greeting;
         }
         BridgeError::Refused(Refusal::Loop) => {
+            claim.settle();
             party.endpoint.close(Close::Loop);
             return Stage::Greeting;
         }
@@ -349,14 +358,9 @@ fn not_bridged(
         | BridgeError::Unreachable(_)
         | BridgeError::Call(_)
         | BridgeError::Timeout
-        | BridgeError::Answer => {
-            warn!(tunnel = %owner, error = %error_chain(error), "no bridge to the partner's node");
-            let why = format!("no bridge to the partner's node: {error}");
-            shared.telemetry.journal.note(EventKind::Trouble, why);
-            shared.rendezvous.give_back(key, owner, claimer);
-        }
+        | BridgeError::Answer => note_no_bridge(&claim.address, claim.owner, error, shared),
     }
-    retry(key, RETRY)
+    retry(claim.key, RETRY)
 }
 
 fn retry(key: PairingKey, pause: Duration) -> Stage {
@@ -470,13 +474,9 @@ fn withdraw(stage: Stage, why: &'static str, shared: &Arc<Shared>) -> Outcome {
         Stage::Offering { entry, partner, .. } | Stage::Waiting { entry, partner, .. } => {
             (entry, partner)
         }
-        Stage::Bridging { claim, .. } => {
-            // Its set-up goes on without it.
-            // The partner must not stay claimed by somebody who is gone.
-            shared.rendezvous.give_back(claim.key, claim.owner, claim.claimer);
-            return Outcome::Over;
-        }
-        Stage::Greeting
+        // Its set-up goes on without it, and its claim is given back.
+        Stage::Bridging { .. }
+        | Stage::Greeting
         | Stage::Authenticating { .. }
         | Stage::Registering { .. }
         | Stage::Retrying { .. } => {

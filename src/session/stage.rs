@@ -1,6 +1,7 @@
 //! Where a connection without a partner is on its way, and what can happen to it there.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
@@ -19,7 +20,7 @@ use crate::ids::OfferId;
 use crate::observability::metrics;
 use crate::observability::trace::Bridging;
 use crate::protocol::{Chunk, PairingKey, Role, TunnelProxyError};
-use crate::rendezvous::Answer;
+use crate::rendezvous::{Answer, Offer, Rendezvous};
 use crate::trace_parent::TraceParent;
 use crate::transport::{End, Leg};
 
@@ -62,14 +63,51 @@ pub(super) enum Stage {
 
 pub(super) type Coming = oneshot::Receiver<Partner>;
 
-/// This endpoint has claimed an offer of another node.
-#[derive(Clone, Copy)]
+/// The claim of this endpoint on an offer of another node. Given back when dropped, unless it is
+/// settled: no other endpoint can claim the offer until then.
 pub(super) struct Claim {
     pub(super) key: PairingKey,
     pub(super) owner: OfferId,
     pub(super) claimer: OfferId,
+    /// The bridge address of the other node.
+    pub(super) address: Arc<str>,
     /// The set-up of the tunnel, as its first node calls it.
     pub(super) setup: Option<TraceParent>,
+    rendezvous: Arc<dyn Rendezvous>,
+    is_settled: bool,
+}
+
+impl Claim {
+    pub(super) fn new(
+        offer: &Offer,
+        owner: OfferId,
+        address: &str,
+        setup: Option<TraceParent>,
+        rendezvous: Arc<dyn Rendezvous>,
+    ) -> Self {
+        Self {
+            key: offer.key,
+            owner,
+            claimer: offer.id,
+            address: address.into(),
+            setup,
+            rendezvous,
+            is_settled: false,
+        }
+    }
+
+    /// The other node has joined the two, or has given the reason why it never will.
+    pub(super) fn settle(&mut self) {
+        self.is_settled = true;
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        if !self.is_settled {
+            self.rendezvous.give_back(self.key, self.owner, self.claimer);
+        }
+    }
 }
 
 /// What can happen to a connection that has no partner yet.
@@ -170,5 +208,46 @@ fn poll_partner(partner: &mut Coming, cx: &mut Context<'_>) -> Poll<Event> {
     match ready!(partner.poll_unpin(cx)) {
         Ok(partner) => Poll::Ready(Event::Partner(partner)),
         Err(_) => Poll::Pending,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::Token;
+    use crate::rendezvous::{MemoryRendezvous, Waiting};
+
+    /// An offer that waits, and the claim of another one on it.
+    async fn claim(rendezvous: &Arc<MemoryRendezvous>) -> (Offer, Claim) {
+        let key = PairingKey::new(&Token::new("t"), None);
+        let (owner, claimer) = (Offer::new(key, None), Offer::new(key, None));
+        assert_eq!(Arc::clone(rendezvous).offer(owner).await, Answer::Wait);
+        let answer = Arc::clone(rendezvous).offer(claimer).await;
+        assert!(matches!(answer, Answer::Claimed(Waiting { id, .. }) if id == owner.id));
+        let rendezvous = Arc::clone(rendezvous) as Arc<dyn Rendezvous>;
+        (owner, Claim::new(&claimer, owner.id, "there:1", None, rendezvous))
+    }
+
+    #[tokio::test]
+    async fn a_claim_is_given_back_when_its_session_panics() {
+        let rendezvous = Arc::<MemoryRendezvous>::default();
+        let (owner, claim) = claim(&rendezvous).await;
+        let session = tokio::spawn(async move {
+            let _claim = claim;
+            panic!("as a session may, for a fault of ours");
+        });
+        assert!(session.await.is_err_and(|error| error.is_panic()));
+        let next = Offer::new(owner.key, None);
+        let answer = rendezvous.offer(next).await;
+        assert!(matches!(answer, Answer::Claimed(Waiting { id, .. }) if id == owner.id));
+    }
+
+    #[tokio::test]
+    async fn a_settled_claim_is_not_given_back() {
+        let rendezvous = Arc::<MemoryRendezvous>::default();
+        let (owner, mut claim) = claim(&rendezvous).await;
+        claim.settle();
+        drop(claim);
+        assert_eq!(rendezvous.offer(Offer::new(owner.key, None)).await, Answer::Taken);
     }
 }

@@ -138,7 +138,7 @@ pub(super) async fn of_the_claiming(
     shared: &Arc<Shared>,
 ) {
     let Some(profile) = profile_of(&second) else { return };
-    let Claim { key, owner: id, setup, .. } = claim;
+    let (key, id, setup) = (claim.key, claim.owner, claim.setup);
     let Bridged { leg: mut first, profile: profile_of_first, node } = bridged;
     let since = Instant::now();
     let told = introduce(&mut second, &profile_of_first, shared).await;
