@@ -3,13 +3,12 @@
 mod support;
 
 use std::fs;
-use std::process::Command;
 
 use nymea_remoteproxy::config::{self, Secret};
 use nymea_remoteproxy::rendezvous::redis::{RedisRendezvous, SetupError};
 use nymea_remoteproxy::rendezvous::{Answer, Rendezvous};
 use support::redis::{
-    Server, ask, asking, away, free_port, join, offer, quick_settings, settings, until, up,
+    Server, ask, asking, away, cluster, free_port, join, offer, quick_settings, settings, until, up,
 };
 use support::soon;
 
@@ -102,33 +101,6 @@ async fn tls_with_a_certificate_of_ones_own() {
     tokio::time::sleep(std::time::Duration::from_millis(500)).await;
     away(&at).await;
     assert!(server.keys().await.is_empty());
-}
-
-/// Three servers that share the slots.
-async fn cluster() -> Vec<Server> {
-    let mut servers = Vec::new();
-    for _ in 0..3 {
-        let config = "cluster-enabled yes\ncluster-node-timeout 1000";
-        servers.push(Server::with(config).await);
-    }
-    let addresses = servers.iter().map(|server| format!("127.0.0.1:{}", server.port));
-    let made = Command::new("redis-cli")
-        .args(["--cluster", "create"])
-        .args(addresses)
-        .args(["--cluster-replicas", "0", "--cluster-yes"])
-        .output()
-        .expect("redis-cli runs");
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stdout));
-    until("the cluster", async || {
-        for server in &servers {
-            if !server.ask::<String>(&["CLUSTER", "INFO"]).await.contains("cluster_state:ok") {
-                return false;
-            }
-        }
-        true
-    })
-    .await;
-    servers
 }
 
 #[tokio::test]

@@ -1,7 +1,6 @@
 //! Who decides whether a token is valid: the [`Authenticator`] trait and its two kinds,
 //! [`HttpAuthenticator`] and [`AcceptAny`].
 
-mod answer;
 mod http;
 
 use std::sync::Arc;

@@ -164,11 +164,14 @@ fn unready(
         if connections >= limit {
             reasons.push(format!("limits.connections is reached ({limit})"));
         }
-        match health.as_ref().map(|health| *health.borrow()) {
-            Some(Health::Away { since }) if !without_redis && since.elapsed() > REDIS_GRACE => {
-                reasons.push(format!("Redis is away for {} s", since.elapsed().as_secs()));
+        match health.as_ref().map(|health| health.borrow().clone()) {
+            Some(Health::Away { since, reason })
+                if !without_redis && since.elapsed() > REDIS_GRACE =>
+            {
+                let seconds = since.elapsed().as_secs();
+                reasons.push(format!("Redis is away for {seconds} s: {reason}"));
             }
-            _ => {}
+            Some(Health::Away { .. } | Health::Up) | None => {}
         }
         reasons
     })

@@ -5,6 +5,7 @@
 
 pub mod cluster;
 pub mod delay;
+pub mod held_back;
 pub mod places;
 pub mod raw;
 pub mod redis;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use nymea_remoteproxy::config::{self, Secret};
 use nymea_remoteproxy::ids::NodeId;
+use nymea_remoteproxy::observability::{EventKind, Telemetry};
 use nymea_remoteproxy::protocol::{PairingKey, Token};
 use nymea_remoteproxy::rendezvous::redis::{Health, NodeFacts, Pace, RedisRendezvous};
 use nymea_remoteproxy::rendezvous::{Answer, Home, Offer, RemoteNode, Rendezvous, Waiting};
@@ -54,6 +55,17 @@ impl Server {
 
     /// A sentinel that watches a master, and knows its one replica.
     pub async fn sentinel(master: u16) -> Self {
+        let server = Self::stray_sentinel(master).await;
+        until("the sentinel knows the replica", async || {
+            let known: Vec<Vec<String>> = server.ask(&["SENTINEL", "REPLICAS", "main"]).await;
+            known.len() == 1
+        })
+        .await;
+        server
+    }
+
+    /// A sentinel that watches a master without replicas.
+    pub async fn stray_sentinel(master: u16) -> Self {
         let port = free_port();
         let config = format!(
             "port {port}\nsentinel monitor main 127.0.0.1 {master} 1\n\
@@ -61,11 +73,6 @@ impl Server {
         );
         let server = Self::spawn("redis-sentinel", port, &config);
         server.ready().await;
-        until("the sentinel knows the replica", async || {
-            let known: Vec<Vec<String>> = server.ask(&["SENTINEL", "REPLICAS", "main"]).await;
-            known.len() == 1
-        })
-        .await;
         server
     }
 
@@ -227,15 +234,59 @@ pub fn join(settings: &config::Redis, name: &str) -> Arc<RedisRendezvous> {
 }
 
 pub fn join_with(settings: &config::Redis, name: &str, pace: Pace) -> Arc<RedisRendezvous> {
-    let facts = NodeFacts {
+    RedisRendezvous::start(settings, facts(name), pace).expect("good settings")
+}
+
+/// Joins, with the telemetry that records its metrics and events.
+pub fn join_observed(settings: &config::Redis, name: &str) -> (Arc<RedisRendezvous>, Telemetry) {
+    let id = NodeId::started(name);
+    let telemetry = Telemetry::start(&config::Telemetry::default(), &id, name).expect("telemetry");
+    let facts = NodeFacts { telemetry: Some(telemetry.clone()), ..facts(name) };
+    (RedisRendezvous::start(settings, facts, quick()).expect("good settings"), telemetry)
+}
+
+fn facts(name: &str) -> NodeFacts {
+    NodeFacts {
         load: None,
         telemetry: None,
         id: NodeId::started(name),
         name: name.into(),
         bridge_address: bridge(name),
         waiting: Duration::from_mins(1),
-    };
-    RedisRendezvous::start(settings, facts, pace).expect("good settings")
+    }
+}
+
+/// The events of this kind, in words.
+pub fn events(telemetry: &Telemetry, kind: EventKind) -> Vec<String> {
+    let events = telemetry.journal.since(0).into_iter();
+    events.filter(|event| event.kind == kind).map(|event| event.text).collect()
+}
+
+/// Three servers of a Redis Cluster that share the slots.
+pub async fn cluster() -> Vec<Server> {
+    let mut servers = Vec::new();
+    for _ in 0..3 {
+        let config = "cluster-enabled yes\ncluster-node-timeout 1000";
+        servers.push(Server::with(config).await);
+    }
+    let addresses = servers.iter().map(|server| format!("127.0.0.1:{}", server.port));
+    let made = Command::new("redis-cli")
+        .args(["--cluster", "create"])
+        .args(addresses)
+        .args(["--cluster-replicas", "0", "--cluster-yes"])
+        .output()
+        .expect("redis-cli runs");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stdout));
+    until("the cluster", async || {
+        for server in &servers {
+            if !server.ask::<String>(&["CLUSTER", "INFO"]).await.contains("cluster_state:ok") {
+                return false;
+            }
+        }
+        true
+    })
+    .await;
+    servers
 }
 
 pub fn bridge(name: &str) -> String {

@@ -1,28 +1,39 @@
 //! The connection to Redis as everybody uses it: every command has a deadline, and what speaks
 //! against the connection takes it out of use until the keeper has made a new one.
+//!
+//! A server that refuses a command may do so for the sake of this one command, or because it takes
+//! no writes at all. Only the lease can tell: after a refusal it is refreshed at once.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use redis::{ErrorKind, FromRedisValue, RedisError, ServerErrorKind};
+use redis::{ErrorKind, FromRedisValue, RedisError};
 use thiserror::Error;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use super::fence::Trail;
+use super::server::Identity;
 use super::target::Connection;
 use crate::observability::{EventKind, Journal, Metrics, Telemetry};
 
-/// Whether Redis answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The reason when Redis is silent.
+pub(super) const NO_ANSWER: &str = "no answer in time";
+
+/// Whether Redis serves this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Health {
-    /// It does.
+    /// It does: the lease of the node can be refreshed.
     Up,
-    /// It does not.
+    /// It does not answer, or refuses what the lease needs.
     Away {
         /// Since then.
         since: Instant,
+        /// What was tried last, and what came of it.
+        reason: Arc<str>,
     },
 }
 
@@ -40,6 +51,25 @@ pub enum Unanswered {
     Redis(#[from] RedisError),
 }
 
+impl Unanswered {
+    /// Whether the server has refused the command, so that it has certainly not been carried out.
+    pub(super) fn is_refusal(&self) -> bool {
+        match self {
+            Self::Redis(error) => is_refusal(error),
+            Self::Away | Self::Timeout => false,
+        }
+    }
+}
+
+/// What is known of the servers.
+#[derive(Default)]
+struct History {
+    /// The server over which the lease was written last.
+    server: Option<Identity>,
+    /// The connection that was opened last.
+    trail: Trail,
+}
+
 /// See the module.
 pub(super) struct Link {
     patience: Duration,
@@ -53,12 +83,17 @@ pub(super) struct Link {
     told: AtomicBool,
     /// Since when there has been no trouble at all.
     steady_since: Mutex<Instant>,
+    /// A command was refused: the lease should be refreshed now.
+    doubt: Notify,
+    history: Mutex<History>,
 }
 
 #[derive(Clone)]
 struct Wire {
     number: u64,
     connection: Connection,
+    /// It has been given up.
+    over: CancellationToken,
 }
 
 impl Link {
@@ -69,11 +104,13 @@ impl Link {
             metrics: telemetry.map_or_else(Metrics::off, |it| Arc::clone(&it.metrics)),
             journal: telemetry.map(|it| Arc::clone(&it.journal)).unwrap_or_default(),
             current: watch::Sender::new(None),
-            health: watch::Sender::new(Health::Away { since: now }),
+            health: watch::Sender::new(Health::Away { since: now, reason: "starting".into() }),
             last_answer: Mutex::new(now),
             wires: AtomicU64::new(0),
             told: AtomicBool::new(false),
             steady_since: Mutex::new(now),
+            doubt: Notify::new(),
+            history: Mutex::default(),
         }
     }
 
@@ -83,12 +120,18 @@ impl Link {
         command: &'static str,
         call: impl AsyncFnOnce(&mut Connection) -> Result<T, RedisError>,
     ) -> Result<T, Unanswered> {
-        let Some(Wire { number, mut connection }) = self.wire().await else {
+        let Some(Wire { number, mut connection, over }) = self.wire().await else {
             self.metrics.redis(command, "away", Duration::ZERO);
             return Err(Unanswered::Away);
         };
+        let is_cluster = matches!(connection, Connection::Cluster(_));
         let asked_at = Instant::now();
-        let answered = timeout(self.patience, call(&mut connection)).await;
+        let answered = timeout(self.patience, call(&mut connection));
+        // A command must not be tried again on a connection that has been replaced.
+        let Some(answered) = over.run_until_cancelled(answered).await else {
+            self.metrics.redis(command, "away", asked_at.elapsed());
+            return Err(Unanswered::Away);
+        };
         let outcome = match &answered {
             Ok(Ok(_)) => "ok",
             Ok(Err(_)) => "error",
@@ -101,11 +144,13 @@ impl Link {
                 Ok(answer)
             }
             Ok(Err(error)) => {
-                set_to_now(&self.steady_since);
-                if speaks_against_the_connection(&error) {
-                    self.down(number, &error.to_string());
-                } else {
+                // In a cluster, it may be one of several servers that is in trouble.
+                if is_refusal(&error) || is_cluster {
                     debug!(%error, "Redis refuses a command");
+                    self.doubt.notify_one();
+                } else {
+                    set_to_now(&self.steady_since);
+                    self.down(number, &error.to_string());
                 }
                 Err(error.into())
             }
@@ -113,7 +158,7 @@ impl Link {
                 set_to_now(&self.steady_since);
                 // Slow is not silent: others may have had their answers meanwhile.
                 if get(&self.last_answer) < asked_at {
-                    self.down(number, "no answer in time");
+                    self.down(number, NO_ANSWER);
                 }
                 Err(Unanswered::Timeout)
             }
@@ -123,27 +168,33 @@ impl Link {
     /// The connection of the moment. One that has just been lost, or is about to be made for the
     /// first time, is waited for: until an outage has lasted for a while it is none.
     async fn wire(&self) -> Option<Wire> {
-        let health = *self.health.borrow();
-        if let Health::Away { since } = health {
+        let health = self.health.borrow().clone();
+        if let Health::Away { since, .. } = health {
             let left = self.patience.saturating_sub(since.elapsed());
             let _or_not = timeout(left, self.is_up()).await;
         }
         self.current.borrow().clone()
     }
 
-    /// A new connection is there.
+    /// A new connection is there. One that is still in use gives way to it.
     pub(super) fn up(&self, connection: Connection) {
         set_to_now(&self.last_answer);
         set_to_now(&self.steady_since);
         self.told.store(false, Ordering::Relaxed);
         let number = self.wires.fetch_add(1, Ordering::Relaxed) + 1;
-        self.current.send_replace(Some(Wire { number, connection }));
+        let wire = Wire { number, connection, over: CancellationToken::new() };
+        if let Some(before) = self.current.send_replace(Some(wire)) {
+            before.over.cancel();
+        }
         match self.health.send_replace(Health::Up) {
-            Health::Away { since } => {
+            Health::Away { since, .. } => {
                 self.journal.note(EventKind::State, "Redis answers");
                 info!(after = ?since.elapsed(), "Redis answers");
             }
-            Health::Up => {}
+            Health::Up => {
+                self.journal.note(EventKind::State, "another Redis server is the master");
+                info!("another Redis server is the master");
+            }
         }
     }
 
@@ -152,15 +203,68 @@ impl Link {
         if self.told.swap(true, Ordering::Relaxed) {
             debug!(reason, "cannot connect to Redis");
         } else {
-            self.journal.note(EventKind::Trouble, "Redis is away");
-            warn!(reason, "Redis is away");
+            self.tell(reason);
         }
+        self.health.send_if_modified(|health| match health {
+            Health::Away { reason: before, .. } if **before != *reason => {
+                *before = reason.into();
+                true
+            }
+            Health::Away { .. } | Health::Up => false,
+        });
     }
 
-    /// The masters of the cluster, if they can be told.
-    pub(super) async fn masters(&self, patience: Duration) -> Option<String> {
-        let mut wire = self.current.borrow().clone()?;
-        wire.connection.server(patience).await.ok()
+    fn tell(&self, reason: &str) {
+        self.trouble(&format!("Redis is away: {reason}"));
+    }
+
+    /// Something that an operator should look at.
+    pub(super) fn trouble(&self, what: &str) {
+        self.journal.note(EventKind::Trouble, what);
+        warn!("{what}");
+    }
+
+    /// The connection of the moment.
+    pub(super) fn connection(&self) -> Option<Connection> {
+        self.current.borrow().as_ref().map(|wire| wire.connection.clone())
+    }
+
+    /// The lease was written to this server, or it has been looked at again. Whether it may have
+    /// lost what was there before.
+    pub(super) fn server_is(&self, mut server: Identity) -> bool {
+        let mut history = self.history();
+        let Some(before) = history.server.take() else {
+            history.server = Some(server);
+            return false;
+        };
+        let lost = server.may_have_lost(&before);
+        server.remember(&before);
+        history.server = Some(server);
+        lost
+    }
+
+    /// Whether the lease has ever been written.
+    pub(super) fn knows_a_server(&self) -> bool {
+        self.history().server.is_some()
+    }
+
+    /// Whether this is the server over which the lease was written last.
+    pub(super) fn is_server(&self, server: &Identity) -> bool {
+        self.history().server.as_ref().is_some_and(|before| !server.may_have_lost(before))
+    }
+
+    /// The connection that was opened last.
+    pub(super) fn trail(&self) -> Trail {
+        self.history().trail.clone()
+    }
+
+    pub(super) fn set_trail(&self, trail: Trail) {
+        self.history().trail = trail;
+    }
+
+    fn history(&self) -> MutexGuard<'_, History> {
+        // Each change is a single step: what a panicking thread left is in order.
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The connection of the moment is no good.
@@ -169,6 +273,20 @@ impl Link {
         if let Some(number) = number {
             self.down(number, reason);
         }
+    }
+
+    /// The node ends, and needs no connection any more.
+    pub(super) fn close(&self) {
+        if let Some(wire) = self.current.send_replace(None) {
+            wire.over.cancel();
+        }
+        self.health
+            .send_replace(Health::Away { since: Instant::now(), reason: "the node ends".into() });
+    }
+
+    /// Done when a command has been refused since the last time.
+    pub(super) async fn doubted(&self) {
+        self.doubt.notified().await;
     }
 
     /// Done when there is no connection.
@@ -198,18 +316,16 @@ impl Link {
     }
 
     fn down(&self, number: u64, reason: &str) {
-        let gone = self.current.send_if_modified(|current| {
-            let is_it = current.as_ref().is_some_and(|wire| wire.number == number);
-            if is_it {
-                *current = None;
-            }
-            is_it
+        let mut gone = None;
+        self.current.send_if_modified(|current| {
+            gone = current.take_if(|wire| wire.number == number);
+            gone.is_some()
         });
-        if gone {
+        if let Some(wire) = gone {
+            wire.over.cancel();
             self.told.store(true, Ordering::Relaxed);
-            self.journal.note(EventKind::Trouble, "Redis is away");
-            warn!(reason, "Redis is away");
-            self.health.send_replace(Health::Away { since: Instant::now() });
+            self.tell(reason);
+            self.health.send_replace(Health::Away { since: Instant::now(), reason: reason.into() });
         }
     }
 }
@@ -222,18 +338,11 @@ fn set_to_now(instant: &Mutex<Instant>) {
     *instant.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
 }
 
-/// Whether another connection might do better.
-fn speaks_against_the_connection(error: &RedisError) -> bool {
+/// Whether the server has answered that it does not do this.
+fn is_refusal(error: &RedisError) -> bool {
     match error.kind() {
-        ErrorKind::Server(kind) => matches!(
-            kind,
-            ServerErrorKind::ReadOnly
-                | ServerErrorKind::MasterDown
-                | ServerErrorKind::BusyLoading
-                | ServerErrorKind::ClusterDown
-        ),
-        // An answer that is none of ours, or a command the server does not know.
-        ErrorKind::Extension | ErrorKind::UnexpectedReturnType => false,
-        _ => true,
+        // An answer that is none of ours, or one of a server that is full, busy, misconfigured…
+        ErrorKind::Server(_) | ErrorKind::Extension | ErrorKind::UnexpectedReturnType => true,
+        _ => false,
     }
 }

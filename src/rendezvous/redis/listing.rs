@@ -10,7 +10,8 @@ use uuid::Uuid;
 use crate::ids::OfferId;
 use crate::rendezvous::{Holder, Home, Registration, Role};
 
-/// Errands kept for Redis. Beyond that the time to live in Redis does it.
+/// Errands kept for Redis. Beyond that, registrations are written again later, and entries of closed
+/// ones are found when their UUIDs are used again, or expire.
 const MAX_ERRANDS: usize = 65_536;
 /// Registrations that one question mentions. Any but the last few are not in Redis any more.
 const MAX_GONE: usize = 64;
@@ -24,6 +25,8 @@ pub(super) struct Listing {
     errands: VecDeque<Errand>,
     /// Those that are being run.
     taken: Vec<Errand>,
+    /// Ends of registrations that there was no room for.
+    dropped: u64,
 }
 
 struct Own {
@@ -31,6 +34,8 @@ struct Own {
     lost: CancellationToken,
     /// When Redis was last told; `None`: it has not confirmed it yet.
     asserted: Option<Instant>,
+    /// There was no room for the errand to write it again.
+    owed: bool,
 }
 
 /// Something that Redis must be told.
@@ -49,6 +54,7 @@ impl Listing {
             registration: *registration,
             lost: CancellationToken::new(),
             asserted: None,
+            owed: false,
         });
         own.lost.clone()
     }
@@ -115,14 +121,17 @@ impl Listing {
 
     /// What was told this long ago must be told again.
     pub(super) fn assert_older_than(&mut self, age: Duration) {
-        let now = Instant::now();
+        let (now, room) = (Instant::now(), MAX_ERRANDS.saturating_sub(self.errands.len()));
         let mut due = Vec::new();
         for (id, own) in &mut self.own {
             if let Some(asserted) = &mut own.asserted
-                && now.saturating_duration_since(*asserted) >= age
+                && (own.owed || now.saturating_duration_since(*asserted) >= age)
             {
-                *asserted = now;
-                due.push(*id);
+                own.owed = due.len() >= room;
+                if !own.owed {
+                    *asserted = now;
+                    due.push(*id);
+                }
             }
         }
         for id in due {
@@ -157,6 +166,11 @@ impl Listing {
         self.errands.extend(taken);
     }
 
+    /// Errands that wait, and ends that there was no room for.
+    pub(super) fn backlog(&self) -> (usize, u64) {
+        (self.errands.len() + self.taken.len(), self.dropped)
+    }
+
     /// Whether anything must be told.
     pub(super) fn has_errands(&self) -> bool {
         !self.errands.is_empty()
@@ -174,6 +188,8 @@ impl Listing {
     fn errand(&mut self, errand: Errand) {
         if self.errands.len() < MAX_ERRANDS {
             self.errands.push_back(errand);
+        } else {
+            self.dropped += 1;
         }
     }
 }

@@ -16,7 +16,8 @@ use crate::ids::OfferId;
 use crate::protocol::PairingKey;
 use crate::rendezvous::{Answer, Home, Offer, RemoteNode, Waiting};
 
-/// Errands kept for Redis. Beyond that the time to live in Redis does it.
+/// Errands kept for Redis. Beyond that, tunnels are written later, and released entries are found
+/// when their keys are used again, or expire.
 const MAX_ERRANDS: usize = 65_536;
 
 /// Released offers that one question mentions. Any but the last few are not in Redis any more.
@@ -32,7 +33,7 @@ pub(super) struct Local {
     /// The keys of the errands that nobody is on; each once.
     queue: VecDeque<PairingKey>,
     errand_count: usize,
-    /// Errands that there was no room for.
+    /// Releases that there was no room for.
     dropped: u64,
 }
 
@@ -53,7 +54,11 @@ struct Entry {
 
 enum State {
     Waiting,
-    Standing { claimer: Option<OfferId>, asserted: Instant },
+    Standing {
+        claimer: Option<OfferId>,
+        /// When its errand was added; `None`: there was no room, and it is owed.
+        asserted: Option<Instant>,
+    },
 }
 
 /// Something that Redis must be told.
@@ -203,6 +208,7 @@ impl Local {
             && slot.get().offer.id == offer
         {
             slot.remove();
+            self.forget_stand(&key);
         }
         match self.offers.remove(&offer) {
             Some(true) => self.errand(key, Errand::Release(offer, Role::Either)),
@@ -240,20 +246,23 @@ impl Local {
         self.assert_older_than(Duration::ZERO);
     }
 
-    /// Tunnels that were told this long ago must be told again, before Redis forgets them.
+    /// Tunnels that were told this long ago must be told again, before Redis forgets them; and so
+    /// must those that there was no room for.
     pub(super) fn assert_older_than(&mut self, age: Duration) {
         let now = Instant::now();
         let mut due = Vec::new();
         for (key, entry) in &mut self.entries {
             if let State::Standing { asserted, .. } = &mut entry.state
-                && now.saturating_duration_since(*asserted) >= age
+                && asserted.is_none_or(|at| now.saturating_duration_since(at) >= age)
             {
-                *asserted = now;
+                *asserted = None;
                 due.push(*key);
             }
         }
         for key in due {
-            self.errand(key, Errand::Stand);
+            if !self.stand(key) {
+                return;
+            }
         }
     }
 
@@ -272,10 +281,13 @@ impl Local {
         let count = keys.min(self.queue.len());
         let mut next = Vec::with_capacity(count);
         for key in self.queue.drain(..count) {
-            if let Some(errands) = self.errands.get_mut(&key) {
-                errands.taken = errands.all.len();
-                next.push((key, errands.all.clone()));
+            let Slot::Occupied(mut slot) = self.errands.entry(key) else { continue };
+            if slot.get().all.is_empty() {
+                slot.remove();
+                continue;
             }
+            slot.get_mut().taken = slot.get().all.len();
+            next.push((key, slot.get().all.clone()));
         }
         next
     }
@@ -302,7 +314,7 @@ impl Local {
         }
     }
 
-    /// Errands that wait, and those that there was no room for.
+    /// Errands that wait, and releases that there was no room for.
     pub(super) fn backlog(&self) -> (usize, u64) {
         (self.errand_count, self.dropped)
     }
@@ -361,7 +373,7 @@ impl Local {
             self.insert(owner);
         }
         if let Some(entry) = self.entries.get_mut(&owner.key) {
-            entry.state = State::Standing { claimer, asserted: Instant::now() };
+            entry.state = State::Standing { claimer, asserted: Some(Instant::now()) };
             entry.claimed.notify_one();
         }
     }
@@ -383,19 +395,61 @@ impl Local {
         self.offers.insert(offer.id, false);
     }
 
+    /// Adds the errand to write the tunnel of this key. False if there is no room; then it is owed.
+    fn stand(&mut self, key: PairingKey) -> bool {
+        let is_added = self.push(key, Errand::Stand);
+        if let Some(Entry { state: State::Standing { asserted, .. }, .. }) =
+            self.entries.get_mut(&key)
+        {
+            *asserted = is_added.then(Instant::now);
+        }
+        is_added
+    }
+
+    /// Drops the errand to write a tunnel that has ended.
+    fn forget_stand(&mut self, key: &PairingKey) {
+        let Some(errands) = self.errands.get_mut(key) else { return };
+        let (before, mut index) = (errands.all.len(), 0);
+        let taken = errands.taken;
+        errands.all.retain(|errand| {
+            index += 1;
+            index <= taken || *errand != Errand::Stand
+        });
+        self.errand_count -= before - errands.all.len();
+    }
+
     fn errand(&mut self, key: PairingKey, errand: Errand) {
+        match errand {
+            Errand::Stand => {
+                // Without room it is owed.
+                let _is_added = self.stand(key);
+            }
+            Errand::Release(..) => {
+                // Without room, a node that finds the entry asks this node about it.
+                if !self.push(key, errand) {
+                    self.dropped += 1;
+                }
+            }
+        }
+    }
+
+    /// Adds an errand that is not the last one of its key already. False if there is no room.
+    fn push(&mut self, key: PairingKey, errand: Errand) -> bool {
         if self.errand_count >= MAX_ERRANDS {
-            self.dropped += 1;
-            return;
+            return false;
         }
-        let errands = self.errands.entry(key).or_default();
-        if errands.all.is_empty() {
-            self.queue.push_back(key);
-        }
+        let errands = match self.errands.entry(key) {
+            Slot::Vacant(slot) => {
+                self.queue.push_back(key);
+                slot.insert(Errands::default())
+            }
+            Slot::Occupied(slot) => slot.into_mut(),
+        };
         if errands.all[errands.taken..].last() != Some(&errand) {
             errands.all.push(errand);
             self.errand_count += 1;
         }
+        true
     }
 }
 

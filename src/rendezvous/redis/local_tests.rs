@@ -160,3 +160,58 @@ fn there_is_an_end_to_errands() {
     assert_eq!(local.errands(1).remove(0).1.len(), MAX_ERRANDS);
     assert_eq!(local.released(&key).len(), MAX_GONE);
 }
+
+/// A key of its own.
+fn numbered(number: usize) -> Offer {
+    let key = PairingKey::new(&Token::new(number.to_string()), None);
+    Offer::new(key, None)
+}
+
+#[test]
+fn what_begins_and_ends_while_redis_is_away_leaves_nothing_to_tell() {
+    let mut local = Local::default();
+    for number in 0..MAX_ERRANDS + 10 {
+        let (first, second) = (numbered(number), numbered(number));
+        for offer in [&first, &second] {
+            local.enter(offer);
+            let _answer = local.alone(offer);
+        }
+        local.release(second.key, second.id);
+        local.release(first.key, first.id);
+    }
+    assert_eq!(local.backlog(), (0, 0));
+    while local.has_errands() {
+        assert!(local.errands(128).is_empty());
+    }
+}
+
+#[test]
+fn a_tunnel_that_there_was_no_room_for_is_written_later() {
+    let mut local = Local::default();
+    let mut waiting = Vec::new();
+    for number in 0..MAX_ERRANDS + 10 {
+        let offer = numbered(number);
+        local.enter(&offer);
+        local.ask(&offer);
+        waiting.push(offer);
+    }
+    for offer in waiting {
+        local.release(offer.key, offer.id);
+    }
+    assert_eq!(local.backlog(), (MAX_ERRANDS, 10), "ten are dropped");
+    let (first, second) = (numbered(0), numbered(0));
+    for offer in [&first, &second] {
+        local.enter(offer);
+        let _answer = local.alone(offer);
+    }
+    let (age, mut written) = (Duration::from_hours(1), 0);
+    local.assert_older_than(age);
+    while local.has_errands() {
+        for (key, errands) in local.errands(128) {
+            written += errands.iter().filter(|errand| **errand == Errand::Stand).count();
+            local.done(key, errands.len());
+        }
+        local.assert_older_than(age);
+    }
+    assert_eq!((written, local.backlog()), (1, (0, 10)));
+}

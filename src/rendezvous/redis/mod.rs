@@ -5,12 +5,17 @@
 //! another one, and a release. While Redis is away, endpoints of this node find each other here.
 
 mod directory;
+mod errands;
+mod fence;
 mod keeper;
 mod keys;
 mod link;
 mod listing;
 mod local;
+mod lookout;
 mod scripts;
+mod sentinels;
+mod server;
 mod target;
 
 use std::collections::HashMap;
@@ -26,7 +31,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
-use self::keeper::Keeper;
 use self::keys::Keys;
 use self::link::Link;
 use self::listing::Listing;
@@ -145,7 +149,7 @@ impl RedisRendezvous {
             observe(&core, &metrics);
         }
         let tasks = TaskTracker::new();
-        tasks.spawn(Keeper::new(Arc::clone(&core), target).run());
+        tasks.spawn(keeper::run(Arc::clone(&core), target, tasks.clone()));
         tasks.close();
         Ok(Arc::new(Self { core, tasks }))
     }
@@ -179,19 +183,23 @@ fn observe(core: &Arc<Core>, metrics: &Metrics) {
         move || core.upgrade().map(|core| value(&core))
     };
     let up = of(|core| f64::from(u8::from(core.link.is_connected())));
-    metrics.observe(("remoteproxy.redis.up", ""), "Whether Redis answers", up);
+    metrics.observe(
+        ("remoteproxy.redis.up", ""),
+        "Whether Redis answers and takes the lease of this node",
+        up,
+    );
     #[expect(clippy::cast_precision_loss, reason = "errands are few")]
-    let backlog = of(|core| core.local().backlog().0 as f64);
+    let backlog = of(|core| core.backlog().0 as f64);
     metrics.observe(
         ("remoteproxy.redis.backlog", ""),
         "Releases and the like that Redis is still to be told",
         backlog,
     );
     #[expect(clippy::cast_precision_loss, reason = "2^53 are enough")]
-    let dropped = of(|core| core.local().backlog().1 as f64);
+    let dropped = of(|core| core.backlog().1 as f64);
     metrics.observe_total(
         ("remoteproxy.redis.dropped", ""),
-        "The same that there was no room for",
+        "Releases and the like that there was no room for",
         move || dropped().unwrap_or_default(),
     );
 }
@@ -283,18 +291,29 @@ impl Core {
             if node == self.node.as_str() {
                 continue;
             }
-            if self.is_alive(&node).await? {
+            if !self.unlist_if_dead(&node).await? {
                 nodes.extend(serde_json::from_str::<NodeInfo>(&facts));
-            } else {
-                let unlist = self.scripts.unlist(&node);
-                let asked = self
-                    .link
-                    .ask("nodes", async |connection| unlist.query_async::<u8>(connection).await);
-                asked.await?;
             }
         }
         nodes.sort_by(|one, other| (&one.name, &one.node).cmp(&(&other.name, &other.node)));
         Ok(nodes)
+    }
+
+    /// Takes a node without a lease off the list of all nodes; true if it has none.
+    async fn unlist_if_dead(&self, node: &str) -> Result<bool, Unanswered> {
+        if self.is_alive(node).await? {
+            return Ok(false);
+        }
+        let unlist = self.scripts.unlist(node);
+        let asked =
+            self.link.ask("nodes", async |connection| unlist.query_async::<u8>(connection).await);
+        asked.await.map(|_| true)
+    }
+
+    /// Errands that wait, and those that there was no room for.
+    fn backlog(&self) -> (usize, u64) {
+        let (local, listing) = (self.local().backlog(), self.listing().backlog());
+        (local.0 + listing.0, local.1 + listing.1)
     }
 
     fn local(&self) -> MutexGuard<'_, Local> {
@@ -335,7 +354,8 @@ impl Core {
                     self.errands.notify_one();
                     return answer;
                 }
-                Err(error) if !self.link.is_connected() => {
+                // What is refused has not been done, and will not be done elsewhere either.
+                Err(error) if error.is_refusal() || !self.link.is_connected() => {
                     debug!(%error, "Redis cannot say what becomes of an offer");
                     let alone = self.local().alone(offer);
                     self.errands.notify_one();

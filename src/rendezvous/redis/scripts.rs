@@ -182,6 +182,13 @@ impl Scripts {
         redis::Cmd::hgetall(self.keys.nodes())
     }
 
+    /// Some of them, from a cursor on.
+    pub(super) fn scan_listed(&self, cursor: u64, count: usize) -> redis::Cmd {
+        let mut command = redis::cmd("HSCAN");
+        command.arg(self.keys.nodes()).arg(cursor).arg("COUNT").arg(count);
+        command
+    }
+
     /// A node is not to be listed any more.
     pub(super) fn unlist(&self, node: &str) -> redis::Cmd {
         redis::Cmd::hdel(self.keys.nodes(), node)

@@ -2,6 +2,7 @@
 //! become connections.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 use std::{fs, io};
 
@@ -16,6 +17,7 @@ use redis::{
 use thiserror::Error;
 use tokio::time::timeout;
 
+use super::sentinels::Sentinels;
 use crate::config;
 
 /// What is wrong with the settings for Redis. Never shows an address, as that may hold a password.
@@ -72,7 +74,7 @@ pub(super) enum ConnectError {
 /// Where to connect to.
 pub(super) enum Target {
     Server(Client),
-    Sentinels { sentinels: Vec<Client>, master_name: String, master: ConnectionInfo, ca: Ca },
+    Sentinels { sentinels: Sentinels, ca: Ca },
     Cluster(ClusterClient),
 }
 
@@ -83,7 +85,11 @@ pub(super) struct Ca(Option<Vec<u8>>);
 /// A connection for many commands at once. Clones share it.
 #[derive(Clone)]
 pub(super) enum Connection {
-    Server(MultiplexedConnection),
+    Server {
+        connection: MultiplexedConnection,
+        /// The address as the settings or the sentinels give it.
+        address: Arc<str>,
+    },
     Cluster(ClusterConnection),
 }
 
@@ -125,7 +131,7 @@ impl Target {
             Some((setting, url)) => address(setting, &url)?,
             None => address(setting, "redis://master")?,
         };
-        Ok(Self::Sentinels { sentinels, master_name: master_name.into(), master, ca })
+        Ok(Self::Sentinels { sentinels: Sentinels::new(sentinels, master_name, master), ca })
     }
 
     fn cluster(settings: &config::Redis, ca: &Ca) -> Result<Self, SetupError> {
@@ -149,36 +155,32 @@ impl Target {
         Ok(Self::Cluster(builder.build().map_err(refused)?))
     }
 
-    /// A connection to a server that takes writes, and a text that changes when the server behind
-    /// it does. Each step takes at most `patience`.
-    pub(super) async fn connect(
-        &self,
-        patience: Duration,
-    ) -> Result<(Connection, String), ConnectError> {
-        let connection = match self {
-            Self::Server(client) => Connection::Server(open(client, patience).await?),
-            Self::Sentinels { sentinels, master_name, master, ca } => {
-                let (host, port) = ask_sentinels(sentinels, master_name, patience).await?;
-                let master = master.clone().set_addr(match master.addr() {
-                    ConnectionAddr::TcpTls { insecure, tls_params, .. } => ConnectionAddr::TcpTls {
-                        host,
-                        port,
-                        insecure: *insecure,
-                        tls_params: tls_params.clone(),
-                    },
-                    ConnectionAddr::Tcp(..) | ConnectionAddr::Unix(_) | _ => {
-                        ConnectionAddr::Tcp(host, port)
-                    }
-                });
-                Connection::Server(open(&ca.client(master)?, patience).await?)
+    /// A connection, on which nothing but the greeting has been said. Each step takes at most
+    /// `patience`.
+    pub(super) async fn connect(&self, patience: Duration) -> Result<Connection, ConnectError> {
+        Ok(match self {
+            Self::Server(client) => Connection::open(client, patience).await?,
+            Self::Sentinels { sentinels, ca } => {
+                let place = sentinels.place(patience).await?;
+                Connection::open(&ca.client(sentinels.master(place))?, patience).await?
             }
             Self::Cluster(client) => {
                 let connection = timeout(patience, client.get_async_connection()).await;
                 Connection::Cluster(connection.map_err(|_| ConnectError::Timeout)??)
             }
-        };
-        let server = connection.clone().server(patience).await?;
-        Ok((connection, server))
+        })
+    }
+
+    /// Whether the sentinels name another master than the one of this connection. False if they do
+    /// not answer.
+    pub(super) async fn names_another(&self, connection: &Connection, patience: Duration) -> bool {
+        match (self, connection) {
+            (Self::Sentinels { sentinels, .. }, Connection::Server { address, .. }) => {
+                let place = sentinels.place(patience).await;
+                place.is_ok_and(|place| sentinels.master(place).addr().to_string() != **address)
+            }
+            (Self::Sentinels { .. } | Self::Server(_) | Self::Cluster(_), _) => false,
+        }
     }
 }
 
@@ -195,55 +197,16 @@ impl Ca {
 }
 
 impl Connection {
-    /// What changes when data may have been lost: the id of the server's process, or the masters
-    /// of a cluster. Empty if the server does not say.
-    pub(super) async fn server(&mut self, patience: Duration) -> Result<String, ConnectError> {
-        match self {
-            Self::Server(connection) => {
-                let mut command = redis::cmd("INFO");
-                let answer = ask::<String>(connection, command.arg("default"), patience).await;
-                let info = match answer {
-                    // Users of restricted rights may not ask; the first write shows the rest.
-                    Err(ConnectError::Redis(error)) if error.code() == Some("NOPERM") => {
-                        return Ok(String::new());
-                    }
-                    answer => answer?,
-                };
-                let field = |name| info.lines().find_map(|line| line.strip_prefix(name));
-                if field("role:") == Some("slave") {
-                    return Err(ConnectError::Replica);
-                }
-                if field("loading:") == Some("1") {
-                    return Err(ConnectError::Loading);
-                }
-                Ok(field("run_id:").unwrap_or_default().into())
-            }
-            Self::Cluster(connection) => {
-                let mut command = redis::cmd("CLUSTER");
-                let slots = ask::<Vec<Value>>(connection, command.arg("SLOTS"), patience).await?;
-                Ok(masters(&slots))
-            }
-        }
+    async fn open(client: &Client, patience: Duration) -> Result<Self, ConnectError> {
+        let address = client.get_connection_info().addr().to_string().into();
+        Ok(Self::Server { connection: open(client, patience).await?, address })
     }
-}
-
-/// The first and last slot of each range, and its master.
-fn masters(slots: &[Value]) -> String {
-    let mut ranges: Vec<_> = slots
-        .iter()
-        .filter_map(|range| match range {
-            Value::Array(parts) => Some(format!("{:?}", parts.get(..3)?)),
-            _ => None,
-        })
-        .collect();
-    ranges.sort();
-    ranges.concat()
 }
 
 impl ConnectionLike for Connection {
     fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
         match self {
-            Self::Server(connection) => connection.req_packed_command(cmd),
+            Self::Server { connection, .. } => connection.req_packed_command(cmd),
             Self::Cluster(connection) => connection.req_packed_command(cmd),
         }
     }
@@ -255,57 +218,31 @@ impl ConnectionLike for Connection {
         count: usize,
     ) -> RedisFuture<'a, Vec<Value>> {
         match self {
-            Self::Server(connection) => connection.req_packed_commands(pipeline, offset, count),
+            Self::Server { connection, .. } => {
+                connection.req_packed_commands(pipeline, offset, count)
+            }
             Self::Cluster(connection) => connection.req_packed_commands(pipeline, offset, count),
         }
     }
 
     fn get_db(&self) -> i64 {
         match self {
-            Self::Server(connection) => connection.get_db(),
+            Self::Server { connection, .. } => connection.get_db(),
             Self::Cluster(connection) => connection.get_db(),
         }
     }
 }
 
-async fn open(client: &Client, patience: Duration) -> Result<MultiplexedConnection, ConnectError> {
+pub(super) async fn open(
+    client: &Client,
+    patience: Duration,
+) -> Result<MultiplexedConnection, ConnectError> {
     // Each command has a deadline of its own outside.
     let config = AsyncConnectionConfig::new()
         .set_connection_timeout(Some(patience))
         .set_response_timeout(None);
     let opened = client.get_multiplexed_async_connection_with_config(&config);
     Ok(timeout(patience, opened).await.map_err(|_| ConnectError::Timeout)??)
-}
-
-async fn ask<T: redis::FromRedisValue>(
-    connection: &mut impl ConnectionLike,
-    command: &Cmd,
-    patience: Duration,
-) -> Result<T, ConnectError> {
-    let answer = timeout(patience, command.query_async(connection)).await;
-    Ok(answer.map_err(|_| ConnectError::Timeout)??)
-}
-
-/// The first sentinel that knows it is believed; whether it is a master shows when it is asked.
-async fn ask_sentinels(
-    sentinels: &[Client],
-    master_name: &str,
-    patience: Duration,
-) -> Result<(String, u16), ConnectError> {
-    let mut command = redis::cmd("SENTINEL");
-    command.arg("get-master-addr-by-name").arg(master_name);
-    for sentinel in sentinels {
-        let asked = async {
-            let mut connection = open(sentinel, patience).await?;
-            ask::<Option<(String, u16)>>(&mut connection, &command, patience).await
-        };
-        match asked.await {
-            Ok(Some(address)) => return Ok(address),
-            Ok(None) => tracing::debug!("a sentinel does not know this master"),
-            Err(error) => tracing::debug!(%error, "a sentinel does not answer"),
-        }
-    }
-    Err(ConnectError::NoMaster)
 }
 
 fn address(setting: &'static str, url: &str) -> Result<ConnectionInfo, SetupError> {
