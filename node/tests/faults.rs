@@ -24,8 +24,8 @@ const LEASE: Duration = Duration::from_secs(10);
 /// The lease, a call to a node that does not answer (3 s) and the pause after it (1 s), and some
 /// time for slow machines.
 const TAKEN_OVER: Duration = LEASE.saturating_add(Duration::from_secs(3 + 1 + 4));
-/// How long a bridge without a sign of life stands: an interval and its timeout.
-const SILENCE: Duration = Duration::from_secs(5 + 3 + 2);
+/// How long a bridge without a sign of life stands: an interval, and no less than a lease.
+const SILENCE: Duration = Duration::from_secs(2 + 10 + 2);
 /// How long it takes to be back after Redis is: the longest pause between two tries, and to put
 /// everything up again.
 const RECOVERED: Duration = Duration::from_secs(5);

@@ -18,9 +18,9 @@ use cluster::endpoints::{Endpoint, tunnel, tunnel_between};
 use cluster::{Member, pair, refused, talk, waits, within};
 use network::Network;
 
-/// How long a bridge without a sign of life stands: an interval of 5 s, its timeout of 3 s, and
+/// How long a bridge without a sign of life stands: an interval of 2 s, the time of a lease, and
 /// some time for slow machines.
-const SILENCE: Duration = Duration::from_secs(5 + 3 + 2);
+const SILENCE: Duration = Duration::from_secs(2 + 10 + 2);
 /// How long it takes to be back after a link is: two steps of 3 s that cannot be taken back, and
 /// the pause after them.
 const RECOVERED: Duration = Duration::from_secs(10);

@@ -195,6 +195,20 @@ impl Incoming {
         Self { stream, messages: Messages::default(), unreleased: 0 }
     }
 
+    /// Whether the other node has said all that it has to say.
+    pub(super) fn is_over(&self) -> bool {
+        self.stream.is_end_stream() && self.messages.data.is_empty()
+    }
+
+    /// Throws away what arrives until the end of the call.
+    pub(super) async fn drain(mut self) {
+        while let Some(Ok(data)) = self.stream.data().await {
+            if self.release(data.len()).is_err() {
+                return;
+            }
+        }
+    }
+
     /// The next message, `None` at the end of the call.
     pub(super) async fn message<M: Message + Default>(&mut self) -> Result<Option<M>, CallError> {
         std::future::poll_fn(|cx| self.poll_message(cx)).await

@@ -4,24 +4,23 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use h2::RecvStream;
-use h2::client::ResponseFuture;
 use http::header::{CONTENT_TYPE, TE};
 use http::uri::Scheme;
-use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
+use http::{HeaderValue, Method, Request, Uri, Version};
 use nymea_remoteproxy_proto::bridge::v1::frame::Content;
 use nymea_remoteproxy_proto::bridge::v1::{Frame, PingReply, PingRequest, ProbeReply, Refused};
 use prost::Message;
 use thiserror::Error;
 use tokio::time::{sleep, timeout};
-use tonic::{Code, Status};
+use tonic::Code;
 
-use super::call::{CallError, Incoming, Outgoing, Role};
-use super::connection::Requests;
+use super::asked::Asked;
+use super::call::CallError;
 use super::leg::{BridgeLeg, Counted};
 use super::misdirected::{Misdirections, node_of};
-use super::peer::{ConnectError, Peer};
+use super::peer::{Chosen, ConnectError, Peer};
 use super::tls::BridgeTls;
+use super::watch::Health;
 use super::wire::{self, Life, Refusal};
 use super::{AppCall, Bridged, CONNECTION_TRACE, GRPC, PING, PING_INTERVAL, PROBE, STEP, TUNNEL};
 use crate::ids::{NodeId, OfferId};
@@ -33,6 +32,9 @@ use crate::rendezvous::{RemoteNode, Secret};
 
 /// How long another node may take to ask an endpoint for a sign of life.
 const PROBE_TIME: Duration = Duration::from_millis(4500);
+/// A call that is not answered for so long has its connection checked, and is looked at again each
+/// time so long. Short enough that another connection can be tried within a [`STEP`].
+const UNANSWERED: Duration = Duration::from_millis(600);
 
 /// Why there is no bridge.
 #[derive(Debug, Error)]
@@ -145,32 +147,25 @@ impl Peers {
         bridging: &Bridging,
     ) -> Result<Bridged, BridgeError> {
         let peer = self.peer(node)?;
-        let (mut outgoing, response, counted) = in_time(STEP, async {
-            let (requests, guard) = peer.least_loaded().await.map_err(BridgeError::Unreachable)?;
-            let request = traced(request(&peer, TUNNEL), bridging);
-            let (mut outgoing, response) = ask(requests, request)?;
-            outgoing.push(&wire::attach(offer, endpoint, &self.node, &node.id));
-            outgoing.flush();
-            let response = response.await.map_err(failed)?;
-            Ok((outgoing, response, Counted::Out { _guard: guard }))
-        })
-        .await?;
-        let mut incoming = answered(response)?;
-        let answer = in_time(STEP, async { incoming.message().await.map_err(failed) }).await?;
+        let attach = wire::attach(offer, endpoint, &self.node, &node.id);
+        let request = || traced(request(&peer, TUNNEL), bridging);
+        let mut asked = in_time(STEP, self.answered(&peer, request, &attach, Stays::Open)).await?;
+        let answer = in_time(STEP, async { asked.message().await.map_err(failed) }).await?;
         match answer {
             Some(Frame { content: Some(Content::Attached(attached)) }) => {
                 self.misdirections.reached(&node.id);
                 let node = wire::name_of(&attached.node).to_owned();
                 peer.named(&attached.node);
                 let profile = attached.profile.ok_or(BridgeError::Answer)?;
+                let (outgoing, incoming, guard) = asked.into_parts().ok_or(BridgeError::Answer)?;
                 let lifecycle = self.lifecycle.clone();
+                let counted = Counted { _guard: guard, gauge: None };
                 let leg = BridgeLeg::new(outgoing, incoming, self.stalled, lifecycle, counted)
                     .knowing_finished(attached.finished);
                 let profile = wire::profile_from_proto(profile);
                 Ok(Bridged { leg: Box::new(leg), profile, node })
             }
             Some(Frame { content: Some(Content::Refused(refused)) }) => {
-                outgoing.close();
                 Err(self.refused(node, &peer, &refused).into())
             }
             _ => Err(BridgeError::Answer),
@@ -193,6 +188,30 @@ impl Peers {
         refusal
     }
 
+    /// Sends a request, and waits for the head of its answer: over another connection if the first
+    /// one gives no sign of life.
+    async fn answered(
+        &self,
+        peer: &Arc<Peer>,
+        request: impl Fn() -> Request<()>,
+        message: &impl Message,
+        stays: Stays,
+    ) -> Result<Asked, BridgeError> {
+        let mut chosen = peer.choose().await.map_err(BridgeError::Unreachable)?;
+        loop {
+            let health = Arc::clone(&chosen.health);
+            let asked = Asked::new(chosen, request(), message, &self.lifecycle);
+            let mut asked = asked.map_err(failed)?;
+            if stays == Stays::Closed {
+                asked.is_all();
+            }
+            chosen = tokio::select! {
+                head = asked.head() => return head.map(|()| asked).map_err(failed),
+                other = another(peer, &health) => other,
+            };
+        }
+    }
+
     /// Whether the endpoint of another node's registration lives.
     pub async fn probe(
         &self,
@@ -200,9 +219,10 @@ impl Peers {
         registration: (OfferId, Secret),
     ) -> Result<Life, BridgeError> {
         let peer = self.peer(node)?;
+        let message = wire::probe(registration, &node.id);
         let answer = in_time(PROBE_TIME, async {
-            let (requests, _guard) = peer.least_loaded().await.map_err(BridgeError::Unreachable)?;
-            unary(requests, request(&peer, PROBE), &wire::probe(registration, &node.id)).await
+            let request = || request(&peer, PROBE);
+            reply(self.answered(&peer, request, &message, Stays::Closed).await?).await
         });
         let reply: ProbeReply = answer.await?;
         if !reply.node.is_empty() {
@@ -220,10 +240,11 @@ impl Peers {
         }
         peers.retain(|_, peer| !peer.is_forgotten());
         let authority = address.parse().map_err(|_| BridgeError::Address(address.to_owned()))?;
-        let peer = Arc::new(Peer::new(authority, self.tls.clone()));
+        let (lifecycle, metrics) = (self.lifecycle.clone(), Arc::clone(&self.metrics));
+        let peer = Arc::new(Peer::new(authority, self.tls.clone(), lifecycle.clone(), metrics));
         peer.is_meant_as(&node.id);
         let (metrics, misdirections) = (Arc::clone(&self.metrics), Arc::clone(&self.misdirections));
-        tokio::spawn(ping(Arc::downgrade(&peer), metrics, misdirections));
+        tokio::spawn(ping(Arc::downgrade(&peer), lifecycle, metrics, misdirections));
         peers.insert(address.to_owned(), Arc::clone(&peer));
         Ok(peer)
     }
@@ -257,37 +278,46 @@ fn traced(mut request: Request<()>, bridging: &Bridging) -> Request<()> {
     request
 }
 
-/// Begins a call.
-fn ask(
-    mut requests: Requests,
-    request: Request<()>,
-) -> Result<(Outgoing, ResponseFuture), BridgeError> {
-    let (response, stream) = requests.send_request(request, false).map_err(failed)?;
-    Ok((Outgoing::new(stream, Role::Caller), response))
+/// Whether the caller has more to say than its first message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stays {
+    Open,
+    Closed,
 }
 
-/// What comes behind the head of a response.
-fn answered(response: Response<RecvStream>) -> Result<Incoming, BridgeError> {
-    match Status::from_header_map(response.headers()) {
-        Some(status) if status.code() != Code::Ok => Err(failed(status)),
-        _ if response.status() != StatusCode::OK => {
-            Err(failed(CallError::Malformed("a response that is not 200")))
+/// Ready when a connection has given no sign of life since this was called, and another one to that
+/// node does.
+async fn another(peer: &Peer, health: &Health) -> Chosen {
+    sleep(UNANSWERED).await;
+    health.check();
+    loop {
+        sleep(UNANSWERED).await;
+        if health.is_suspect()
+            && let Some(other) = peer.sound()
+        {
+            return other;
         }
-        _ => Ok(Incoming::new(response.into_body())),
     }
+}
+
+/// The only message of an answer.
+async fn reply<R: Message + Default>(mut asked: Asked) -> Result<R, BridgeError> {
+    let reply = asked.message().await.map_err(failed)?;
+    // What follows is the end, which is awaited so that the stream needs no reset.
+    let _end: Option<R> = asked.message().await.map_err(failed)?;
+    reply.ok_or(BridgeError::Answer)
 }
 
 /// A whole call with one message each way.
 async fn unary<R: Message + Default>(
-    requests: Requests,
+    chosen: Chosen,
     request: Request<()>,
     message: &impl Message,
+    lifecycle: &Lifecycle,
 ) -> Result<R, BridgeError> {
-    let (mut outgoing, response) = ask(requests, request)?;
-    outgoing.push(message);
-    outgoing.close();
-    let mut incoming = answered(response.await.map_err(failed)?)?;
-    incoming.message().await.map_err(failed)?.ok_or(BridgeError::Answer)
+    let mut asked = Asked::new(chosen, request, message, lifecycle).map_err(failed)?;
+    asked.is_all();
+    reply(asked).await
 }
 
 async fn in_time<T>(
@@ -298,13 +328,19 @@ async fn in_time<T>(
 }
 
 /// Measures the round trip to a node as long as tunnels lead there.
-async fn ping(peer: Weak<Peer>, metrics: Arc<Metrics>, misdirections: Arc<Misdirections>) {
+async fn ping(
+    peer: Weak<Peer>,
+    lifecycle: Lifecycle,
+    metrics: Arc<Metrics>,
+    misdirections: Arc<Misdirections>,
+) {
     while let Some(peer) = peer.upgrade().filter(|peer| !peer.is_forgotten()) {
         // Asking for a round trip makes no connection.
-        let pause = match peer.any_open().await {
-            Some(requests) => {
+        let pause = match peer.any_open() {
+            Some(chosen) => {
                 let began = Instant::now();
-                let answer = unary(requests, request(&peer, PING), &PingRequest {});
+                let request = request(&peer, PING);
+                let answer = unary(chosen, request, &PingRequest {}, &lifecycle);
                 if let Ok(PingReply { node, id }) = in_time(STEP, answer).await {
                     metrics.round_trip(peer.named(&node), began.elapsed());
                     let found = node_of(if id.is_empty() { &node } else { &id });

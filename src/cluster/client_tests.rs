@@ -2,19 +2,23 @@
 
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use futures_util::Stream;
 use futures_util::stream::{self, StreamExt};
 use nymea_remoteproxy_proto::bridge::v1::bridge_server::{Bridge, BridgeServer};
 use nymea_remoteproxy_proto::bridge::v1::{Attach, ProbeRequest};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, Runtime};
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
-use tonic::{Streaming, async_trait};
+use tonic::{Status, Streaming, async_trait};
 
 use super::*;
+use crate::cluster::call::{Incoming, Outgoing};
+use crate::cluster::peer::CountGuard;
 use crate::protocol::Chunk;
 
 /// Says what it hears.
@@ -63,24 +67,38 @@ async fn echo(port: u16) -> (SocketAddr, Runtime) {
     (address, runtime)
 }
 
-fn peer_at(address: SocketAddr) -> Peer {
-    Peer::new(address.to_string().parse().expect("an authority"), None)
+fn peer_at(address: SocketAddr) -> Arc<Peer> {
+    let authority = address.to_string().parse().expect("an authority");
+    Arc::new(Peer::new(authority, None, Lifecycle::default(), Metrics::off()))
 }
 
-async fn requests(peer: &Peer) -> Requests {
-    peer.least_loaded().await.expect("a connection").0
+async fn chosen(peer: &Arc<Peer>) -> Chosen {
+    peer.choose().await.expect("a connection")
+}
+
+/// Begins a call, and waits for the head of its answer.
+async fn called(peer: &Arc<Peer>, first: &Frame) -> (Outgoing, Incoming, CountGuard) {
+    let lifecycle = Lifecycle::default();
+    let asked = Asked::new(chosen(peer).await, request(peer, TUNNEL), first, &lifecycle);
+    let mut asked = asked.expect("a call");
+    asked.head().await.expect("an answer");
+    asked.into_parts().expect("an answer")
+}
+
+async fn asked<R: Message + Default>(
+    peer: &Arc<Peer>,
+    method: &'static str,
+    message: &impl Message,
+) -> Result<R, BridgeError> {
+    unary(chosen(peer).await, request(peer, method), message, &Lifecycle::default()).await
 }
 
 #[tokio::test]
 async fn a_call_is_one_of_grpc_to_others_too() {
     let (address, node) = echo(0).await;
     let peer = peer_at(address);
-    let (mut outgoing, response) =
-        ask(requests(&peer).await, request(&peer, TUNNEL)).expect("a call");
     let attach = Frame { content: Some(Content::Attach(Attach::default())) };
-    outgoing.push(&attach);
-    outgoing.flush();
-    let mut incoming = answered(response.await.expect("a response")).expect("an answer");
+    let (mut outgoing, mut incoming, _guard) = called(&peer, &attach).await;
     assert_eq!(incoming.message().await.expect("a frame"), Some(attach));
 
     let sizes = [0, 1, 4095, 4096, 16 * 1024, 64 * 1024, 3, 64 * 1024, 64 * 1024];
@@ -113,11 +131,10 @@ async fn a_call_is_one_of_grpc_to_others_too() {
 async fn what_the_other_node_refuses_is_understood() {
     let (address, node) = echo(0).await;
     let peer = peer_at(address);
-    let unknown = request(&peer, "/nymea.remoteproxy.bridge.v2.Bridge/Tunnel");
-    let unknown = unary::<PingReply>(requests(&peer).await, unknown, &PingRequest {}).await;
+    let unknown = "/nymea.remoteproxy.bridge.v2.Bridge/Tunnel";
+    let unknown = asked::<PingReply>(&peer, unknown, &PingRequest {}).await;
     assert!(matches!(unknown, Err(BridgeError::Refused(Refusal::Version(0)))), "{unknown:?}");
-    let ping = unary::<PingReply>(requests(&peer).await, request(&peer, PING), &PingRequest {});
-    match ping.await {
+    match asked::<PingReply>(&peer, PING, &PingRequest {}).await {
         Err(BridgeError::Call(CallError::Status(status))) => {
             assert_eq!(status.code(), Code::ResourceExhausted);
         }
@@ -125,7 +142,7 @@ async fn what_the_other_node_refuses_is_understood() {
     }
     let secret = Bytes::from_static(&[7; 16]);
     let probe = ProbeRequest { secret, ..ProbeRequest::default() };
-    let reply = unary::<ProbeReply>(requests(&peer).await, request(&peer, PROBE), &probe).await;
+    let reply = asked::<ProbeReply>(&peer, PROBE, &probe).await;
     assert!(reply.expect("a reply").alive);
     node.shutdown_background();
 }
@@ -134,9 +151,9 @@ async fn what_the_other_node_refuses_is_understood() {
 async fn a_connection_that_has_ended_is_opened_anew() {
     let (address, node) = echo(0).await;
     let peer = peer_at(address);
-    let (mut outgoing, response) =
-        ask(requests(&peer).await, request(&peer, TUNNEL)).expect("a call");
-    let mut incoming = answered(response.await.expect("a response")).expect("an answer");
+    let attach = Frame { content: Some(Content::Attach(Attach::default())) };
+    let (mut outgoing, mut incoming, _guard) = called(&peer, &attach).await;
+    assert_eq!(incoming.message().await.expect("a frame"), Some(attach));
     assert_eq!(peer.connected(), 1);
     node.shutdown_background();
     let ended = incoming.message::<Frame>().await;
@@ -149,11 +166,134 @@ async fn a_connection_that_has_ended_is_opened_anew() {
         }
     });
     ended.await.expect("it listens no more");
-    assert!(peer.least_loaded().await.is_err(), "nobody listens");
+    assert!(peer.choose().await.is_err(), "nobody listens");
 
     let (_, node) = echo(address.port()).await;
-    let ping = unary::<PingReply>(requests(&peer).await, request(&peer, PING), &PingRequest {});
-    assert!(matches!(ping.await, Err(BridgeError::Call(CallError::Status(_)))));
+    let ping = asked::<PingReply>(&peer, PING, &PingRequest {}).await;
+    assert!(matches!(ping, Err(BridgeError::Call(CallError::Status(_)))));
     assert_eq!(peer.connected(), 1);
+    node.shutdown_background();
+}
+
+/// Hands connections on to a node, and can stop to do so.
+struct Relay {
+    address: SocketAddr,
+    /// Which connections still carry data, in the order in which they were accepted.
+    carried: Arc<Mutex<Vec<Arc<AtomicBool>>>>,
+    /// Connections that are accepted; more are closed at once.
+    limit: Arc<AtomicUsize>,
+}
+
+impl Relay {
+    async fn start(to: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let relay = Self {
+            address,
+            carried: Arc::default(),
+            limit: Arc::new(AtomicUsize::new(usize::MAX)),
+        };
+        let (carried, limit) = (Arc::clone(&relay.carried), Arc::clone(&relay.limit));
+        tokio::spawn(async move {
+            loop {
+                let (here, _) = listener.accept().await.expect("a connection");
+                let open = Arc::new(AtomicBool::new(true));
+                {
+                    let mut carried = carried.lock().expect("no panic");
+                    if carried.len() >= limit.load(Ordering::Relaxed) {
+                        continue;
+                    }
+                    carried.push(Arc::clone(&open));
+                }
+                let there = TcpStream::connect(to).await.expect("the node");
+                let (from_here, to_here) = here.into_split();
+                let (from_there, to_there) = there.into_split();
+                tokio::spawn(copy(from_here, to_there, Arc::clone(&open)));
+                tokio::spawn(copy(from_there, to_here, open));
+            }
+        });
+        relay
+    }
+
+    /// From now on, all that is sent on this connection vanishes.
+    fn block(&self, number: usize) {
+        self.carried.lock().expect("no panic")[number].store(false, Ordering::Relaxed);
+    }
+}
+
+async fn copy(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    open: Arc<AtomicBool>,
+) {
+    let mut data = [0; 4096];
+    while let Ok(length @ 1..) = from.read(&mut data).await {
+        if open.load(Ordering::Relaxed) && to.write_all(&data[..length]).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn peers() -> Arc<Peers> {
+    let misdirections = Misdirections::new(NodeId::from("here"), Arc::default());
+    Peers::new("here".into(), None, STEP, Lifecycle::default(), Metrics::off(), misdirections)
+}
+
+fn there(relay: &Relay) -> RemoteNode {
+    RemoteNode { id: NodeId::from("there"), address: relay.address.to_string() }
+}
+
+/// How long a call takes, which must succeed.
+async fn probed(peers: &Peers, relay: &Relay) -> Duration {
+    let since = Instant::now();
+    let registration = (OfferId::random(), Secret([7; 16]));
+    let life = peers.probe(&there(relay), registration).await;
+    assert_eq!(life.expect("an answer"), Life::Alive);
+    since.elapsed()
+}
+
+#[tokio::test]
+async fn a_connection_that_cannot_be_opened_stops_no_call() {
+    let (address, node) = echo(0).await;
+    let relay = Relay::start(address).await;
+    relay.limit.store(1, Ordering::Relaxed);
+    let peer = peer_at(relay.address);
+    let mut calls = Vec::new();
+    for _ in 0..8 {
+        calls.push(peer.choose().await.expect("the connection that is open"));
+    }
+    assert_eq!((peer.connected(), peer.streams()), (1, 8));
+    // They are opened as soon as that can be.
+    relay.limit.store(usize::MAX, Ordering::Relaxed);
+    let opened = timeout(PROBE_TIME, async {
+        while peer.connected() < 4 {
+            calls.push(chosen(&peer).await);
+            sleep(Duration::from_millis(50)).await;
+        }
+    });
+    opened.await.expect("four connections");
+    node.shutdown_background();
+}
+
+#[tokio::test]
+async fn calls_pass_by_a_connection_that_is_dead() {
+    let (address, node) = echo(0).await;
+    let relay = Relay::start(address).await;
+    let peers = peers();
+    let peer = peers.peer(&there(&relay)).expect("an address");
+    let mut calls = Vec::new();
+    for _ in 0..4 {
+        calls.push(chosen(&peer).await);
+    }
+    assert_eq!(peer.connected(), 4);
+    relay.block(0);
+    // Now it has the fewest calls.
+    calls.remove(0);
+    let first = probed(&peers, &relay).await;
+    assert!(first < STEP, "{first:?}");
+    for _ in 0..4 {
+        let next = probed(&peers, &relay).await;
+        assert!(next < UNANSWERED, "{next:?}");
+    }
     node.shutdown_background();
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use nymea_remoteproxy_proto::bridge::v1::frame::Content;
 use nymea_remoteproxy_proto::bridge::v1::{Finished, Frame};
+use tokio::runtime::Handle;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::ThisNode;
@@ -41,7 +42,7 @@ impl Answer {
         // Not before: only now the caller has shown that it is a node of the cluster, and its name
         // becomes a label.
         let gauge = self.metrics.bridge_stream_in(&self.caller);
-        self.leg.counted = Counted::In { _gauge: gauge };
+        self.leg.counted.gauge = Some(gauge);
         Box::new(self.leg)
     }
 
@@ -73,15 +74,10 @@ pub(super) struct BridgeLeg {
 }
 
 /// Counts a tunnel on its connection as long as its call lives.
-pub(super) enum Counted {
-    /// Not before the call is answered.
-    NotYet,
-    Out {
-        _guard: CountGuard,
-    },
-    In {
-        _gauge: StreamGauge,
-    },
+pub(super) struct Counted {
+    pub(super) _guard: CountGuard,
+    /// Not before the call is answered, if another node has begun it.
+    pub(super) gauge: Option<StreamGauge>,
 }
 
 impl BridgeLeg {
@@ -111,17 +107,21 @@ impl BridgeLeg {
     /// be handing the last data to a slow endpoint.
     fn linger(&mut self) {
         self.outgoing.close();
-        if let Some(incoming) = self.incoming.take() {
+        let incoming = self.incoming.take().filter(|incoming| !incoming.is_over());
+        if let Some(incoming) = incoming
+            && Handle::try_current().is_ok()
+        {
             let time = self.stalled;
             self.lifecycle.spawn(async move {
-                let _in_time = timeout(time, drain(incoming)).await;
+                let _in_time = timeout(time, incoming.drain()).await;
             });
         }
     }
 
     /// Whether the other node knows that an endpoint may end one direction alone.
-    pub(super) fn knowing_finished(self, knows_finished: bool) -> Self {
-        Self { knows_finished, ..self }
+    pub(super) fn knowing_finished(mut self, knows_finished: bool) -> Self {
+        self.knows_finished = knows_finished;
+        self
     }
 
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Received> {
@@ -132,8 +132,11 @@ impl BridgeLeg {
     }
 }
 
-async fn drain(mut incoming: Incoming) {
-    while let Ok(Some(_)) = incoming.message::<Frame>().await {}
+/// A stream that is dropped before its end would be reset.
+impl Drop for BridgeLeg {
+    fn drop(&mut self) {
+        self.linger();
+    }
 }
 
 /// How the frame that comes in place of data ends the tunnel.

@@ -7,22 +7,28 @@
 //! [`Attach`].
 //!
 //! The way of the data: `leg`, the relay's side of a call; `call`, its messages; `connection`, the
-//! HTTP/2 connection that it shares with others, of which a `peer` has a few; `tls`.
+//! HTTP/2 connection that it shares with others, of which a `peer` has a few; `tls`. What may go
+//! wrong: `asked`, a call whose caller leaves; `watch`, a node that is silent; `failure`, what is
+//! recorded of that; `dial`, a host with addresses that do not answer.
 //!
 //! Messages and status are those that tonic generates and knows, but between them and h2 there is
 //! no more than `call`: with tonic's own server and channel, each call has a task of hyper's on
 //! either node that every message must wake, and each message is copied once more on its way out
 //! and on its way in.
 
+mod asked;
 mod call;
 pub mod client;
 mod connection;
+mod dial;
+mod failure;
 mod leg;
 mod misdirected;
 mod peer;
 mod pieces;
 pub mod server;
 pub mod tls;
+mod watch;
 mod wire;
 
 use std::sync::Arc;
@@ -50,8 +56,8 @@ const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 const FRAME_SIZE: u32 = 72 * 1024;
 /// Tunnels on one connection between two nodes.
 const MAX_STREAMS: u32 = 10_000;
-/// A connection between nodes that is silent for this long is asked for a sign of life.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+/// How often a connection between nodes is asked for a sign of life.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
 /// How often the round trip to another node is measured.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// The longest name of a node that is believed.
@@ -64,7 +70,7 @@ const GRPC: &str = "application/grpc";
 const TUNNEL: &str = "/nymea.remoteproxy.bridge.v1.Bridge/Tunnel";
 const PROBE: &str = "/nymea.remoteproxy.bridge.v1.Bridge/Probe";
 const PING: &str = "/nymea.remoteproxy.bridge.v1.Bridge/Ping";
-/// How long each step of a bridge's set-up may take, and a sign of life.
+/// How long each step of a bridge's set-up may take.
 const STEP: Duration = Duration::from_secs(3);
 
 /// A tunnel's end on another node.

@@ -1,6 +1,7 @@
 //! Takes bridges from other nodes.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,8 +23,10 @@ use tracing::{debug, warn};
 
 use super::call::{CallError, Incoming as Messages, Outgoing, Role};
 use super::connection::{Accepted, Request};
+use super::failure::Watched;
 use super::leg::{Answer, BridgeLeg, Counted};
 use super::misdirected::node_of;
+use super::peer::CountGuard;
 use super::pieces::Pieces;
 use super::tls::{BridgeStream, BridgeTls};
 use super::wire::{self, Asked, Refusal, name_of, read_attach, read_offer};
@@ -82,7 +85,7 @@ pub async fn serve(service: BridgeService, listener: TcpListener, tls: Option<Br
                 }
             };
             drop(place);
-            if let Err(error) = serve_connection(&service, stream).await {
+            if let Err(error) = serve_connection(&service, stream, node_addr).await {
                 debug!(%node_addr, %error, "a node's connection has failed");
             }
         });
@@ -92,21 +95,29 @@ pub async fn serve(service: BridgeService, listener: TcpListener, tls: Option<Br
 async fn serve_connection(
     service: &Arc<BridgeService>,
     stream: BridgeStream,
+    node_addr: SocketAddr,
 ) -> Result<(), h2::Error> {
-    let Ok(accepted) = timeout(STEP, Accepted::new(stream)).await else { return Ok(()) };
+    let watched = Watched {
+        name: Arc::default(),
+        address: node_addr.to_string(),
+        tunnels: Arc::default(),
+        metrics: Arc::clone(&service.metrics),
+    };
+    let accepting = Accepted::new(stream, watched.clone());
+    let Ok(accepted) = timeout(STEP, accepting).await else { return Ok(()) };
     let mut connection = accepted?;
     while let Some(request) = connection.request().await {
         // As many at once as a connection has streams.
-        tokio::spawn(respond(Arc::clone(service), request?));
+        tokio::spawn(respond(Arc::clone(service), request, watched.clone()));
     }
     Ok(())
 }
 
-async fn respond(service: Arc<BridgeService>, (request, mut respond): Request) {
+async fn respond(service: Arc<BridgeService>, (request, mut respond): Request, watched: Watched) {
     let (head, body) = request.into_parts();
     let messages = Messages::new(body);
     let done = match head.uri.path() {
-        TUNNEL => service.tunnel(&head, messages, &mut respond).await,
+        TUNNEL => service.tunnel(&head, messages, &mut respond, &watched).await,
         PROBE => unary(messages, &mut respond, |request| service.probe(&head, request)).await,
         PING => unary(messages, &mut respond, async |PingRequest {}| Ok(service.ping())).await,
         _ => Err(Status::unimplemented("the bridge has no such method")),
@@ -172,6 +183,7 @@ impl BridgeService {
         head: &Head,
         mut messages: Messages,
         respond: &mut SendResponse<Pieces>,
+        watched: &Watched,
     ) -> Result<(), Status> {
         let began = Instant::now();
         let place = |name| head.headers.get(name)?.to_str().ok()?.parse::<TraceParent>().ok();
@@ -191,8 +203,10 @@ impl BridgeService {
         }
         let outgoing = answer(respond)?;
         let node = name_of(&attach.node);
+        watched.named(node);
+        let counted = Counted { _guard: CountGuard::new(&watched.tunnels), gauge: None };
         let lifecycle = self.lifecycle.clone();
-        let leg = BridgeLeg::new(outgoing, messages, self.stalled, lifecycle, Counted::NotYet)
+        let leg = BridgeLeg::new(outgoing, messages, self.stalled, lifecycle, counted)
             .knowing_finished(attach.finished);
         let (this, metrics) = (self.node.clone(), Arc::clone(&self.metrics));
         let answer = Answer { leg, this, caller: node.into(), metrics };

@@ -163,6 +163,11 @@ impl Metrics {
         self.instruments.bridge_calls.add(1, &[KeyValue::new("outcome", outcome)]);
     }
 
+    /// A connection to another node has ended in no orderly way.
+    pub fn bridge_connection_failed(&self, reason: &'static str) {
+        self.instruments.bridge_failures.add(1, &[KeyValue::new("reason", reason)]);
+    }
+
     /// A tunnel that the node of this name opened to this one begins.
     pub fn bridge_stream_in(self: &Arc<Self>, peer: &str) -> StreamGauge {
         let gauge = StreamGauge { metrics: Arc::clone(self), peer: peer.into() };

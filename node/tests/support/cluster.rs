@@ -47,8 +47,12 @@ impl Member {
         for (setting, value) in redis {
             command.env(format!("REMOTEPROXY__REDIS__{setting}"), value);
         }
+        // A file with settings says itself where the node listens.
+        if !command.get_args().any(|argument| argument == "--config") {
+            command.args(["-p", "0", "-s", &name]);
+        }
         command
-            .args(["-p", "0", "--insecure-accept-any", "--insecure-self-signed", "-s", &name])
+            .args(["--insecure-accept-any", "--insecure-self-signed"])
             .env("REMOTEPROXY__ADMIN__LISTEN", admin.to_string())
             .env("REMOTEPROXY__BRIDGE__LISTEN", SocketAddr::new(host, 0).to_string())
             .env("REMOTEPROXY__BRIDGE__CA", certificates.ca())

@@ -28,6 +28,7 @@ pub(super) struct Instruments {
     pub(super) bridge_streams_in: UpDownCounter<i64>,
     pub(super) bridge_round_trip: Histogram<f64>,
     pub(super) bridge_calls: Counter<u64>,
+    pub(super) bridge_failures: Counter<u64>,
     pub(super) gateways_closed: Counter<u64>,
     pub(super) gateway_duration: Histogram<f64>,
     pub(super) registrations: Counter<u64>,
@@ -96,6 +97,10 @@ impl Instruments {
             bridge_calls: count(
                 "remoteproxy.bridge.calls",
                 "Tunnels asked for at other nodes, by what came of it",
+            ),
+            bridge_failures: count(
+                "remoteproxy.bridge.connection.failures",
+                "Connections between nodes that ended in no orderly way",
             ),
             gateways_closed: count("remoteproxy.gateways.closed", "Gateways that ended"),
             gateway_duration: times(
