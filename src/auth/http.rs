@@ -1,25 +1,30 @@
 //! Asks an authentication server: `POST <url>` with `{"token": "…"}`.
 //!
-//! 200 with a JSON object decides by its boolean `isValid`; 200 or 204 without a body means yes;
-//! 401 and 403 mean no. Everything else is a failure of the server, and never a yes.
+//! 200 with a JSON object decides by its boolean `isValid`; 204, or 200 with a `Content-Length` of
+//! 0, means yes; 401 and 403 mean no. Everything else is a failure of the server, and never a yes.
+//! What an answer means is decided by [`answer`]; here is how it is received.
 
+use std::error::Error;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use reqwest::{Certificate, Client, Response, StatusCode, Url, redirect};
-use serde_json::{Map, Value};
-use thiserror::Error;
+use http::header::TRANSFER_ENCODING;
+use reqwest::{Certificate, Client, ClientBuilder, Response, StatusCode, Url, redirect};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use super::{Authenticator, Failure, User, Verdict};
+use super::{Authenticator, Failure, User, Verdict, answer};
 use crate::protocol::Token;
 
 /// The largest answer that is read, in bytes.
 const MAX_ANSWER: usize = 64 * 1024;
+/// How long a connection is kept for the next question. Servers close idle ones without notice, the
+/// first of them after 5 s.
+const KEEP_IDLE: Duration = Duration::from_secs(4);
 
 /// Whom to ask, and how.
 #[derive(Clone, Debug)]
@@ -35,7 +40,7 @@ pub struct HttpSettings {
 }
 
 /// Why an authentication server cannot be asked at all.
-#[derive(Debug, Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum SetupError {
     /// The URL makes no sense.
     #[error("authentication.server is no URL")]
@@ -45,7 +50,7 @@ pub enum SetupError {
     Scheme(String),
     /// The file of `authentication.ca` cannot be read.
     #[error("cannot read authentication.ca from {}", .0.display())]
-    UnreadableCa(PathBuf, #[source] std::io::Error),
+    UnreadableCa(PathBuf, #[source] io::Error),
     /// The file of `authentication.ca` makes no sense.
     #[error("authentication.ca: there is no usable PEM certificate in {}", .0.display())]
     BadCa(PathBuf),
@@ -56,7 +61,9 @@ pub enum SetupError {
 
 /// Asks a server over HTTP, on pooled connections.
 pub struct HttpAuthenticator {
-    client: Client,
+    pooled: Client,
+    /// For the second try, when a pooled connection turned out to be closed: others may be, too.
+    unpooled: Client,
     url: Url,
     timeout: Duration,
     places: Semaphore,
@@ -69,33 +76,56 @@ impl HttpAuthenticator {
         if !matches!(url.scheme(), "http" | "https") {
             return Err(SetupError::Scheme(url.scheme().to_owned()));
         }
-        let mut client = Client::builder()
-            .user_agent(concat!("nymea-remoteproxy/", env!("CARGO_PKG_VERSION")))
-            // A redirect would hand the token to somebody who was not configured.
-            .redirect(redirect::Policy::none())
-            .referer(false);
-        if let Some(file) = &settings.ca {
-            client = client.tls_certs_merge(read_ca(file)?);
-        }
-        let client = client.build().map_err(SetupError::Client)?;
-        let places = Semaphore::new(settings.concurrency);
-        Ok(Self { client, url, timeout: settings.timeout, places })
+        let trusted = settings.ca.as_deref().map(read_ca).transpose()?.unwrap_or_default();
+        let pooled = builder(trusted.clone()).pool_idle_timeout(KEEP_IDLE);
+        let unpooled = builder(trusted).pool_max_idle_per_host(0);
+        Ok(Self {
+            pooled: pooled.build().map_err(SetupError::Client)?,
+            unpooled: unpooled.build().map_err(SetupError::Client)?,
+            url,
+            timeout: settings.timeout,
+            places: Semaphore::new(settings.concurrency),
+        })
     }
 
     async fn ask(&self, token: Token) -> Result<Verdict, Failure> {
+        let response = match self.send(&self.pooled, &token).await {
+            Err(error) if is_closed_without_answer(&error) => {
+                self.send(&self.unpooled, &token).await
+            }
+            sent => sent,
+        };
+        let response = response.map_err(unreachable)?;
+        match response.status() {
+            StatusCode::NO_CONTENT => Ok(Verdict::Accepted(User::default())),
+            // hyper knows this length from the head alone: a body that ends with the connection, or
+            // in chunks, has none, and may have been cut off.
+            StatusCode::OK if response.content_length() == Some(0) => {
+                Ok(Verdict::Accepted(User::default()))
+            }
+            StatusCode::OK => answer::judge(&read(response).await?),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Ok(Verdict::Refused),
+            status => Err(Failure::Status(status.as_u16())),
+        }
+    }
+
+    async fn send(&self, client: &Client, token: &Token) -> Result<Response, reqwest::Error> {
         #[derive(serde::Serialize)]
         struct Question<'a> {
             token: &'a str,
         }
         let question = Question { token: token.reveal() };
-        let request = self.client.post(self.url.clone()).json(&question);
-        let response = request.send().await.map_err(unreachable)?;
-        match response.status() {
-            StatusCode::OK | StatusCode::NO_CONTENT => judge(&read(response).await?),
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Ok(Verdict::Refused),
-            status => Err(Failure::Status(status.as_u16())),
-        }
+        client.post(self.url.clone()).json(&question).send().await
     }
+}
+
+fn builder(trusted: Vec<Certificate>) -> ClientBuilder {
+    let builder = Client::builder()
+        .user_agent(concat!("nymea-remoteproxy/", env!("CARGO_PKG_VERSION")))
+        // A redirect would hand the token to a server that was not configured.
+        .redirect(redirect::Policy::none())
+        .referer(false);
+    if trusted.is_empty() { builder } else { builder.tls_certs_merge(trusted) }
 }
 
 impl Authenticator for HttpAuthenticator {
@@ -131,58 +161,69 @@ fn unreachable(error: reqwest::Error) -> Failure {
     Failure::Unreachable(error.without_url())
 }
 
-async fn read(mut response: Response) -> Result<Vec<u8>, Failure> {
-    let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
-        if body.len() + chunk.len() > MAX_ANSWER {
-            return Err(Failure::Answer("is larger than 64 KiB"));
+/// Whether the connection was closed before anything of an answer arrived, as happens to one that
+/// was idle for too long.
+fn is_closed_without_answer(error: &reqwest::Error) -> bool {
+    let is_closed = causes(error).any(|cause| {
+        if let Some(error) = cause.downcast_ref::<hyper::Error>()
+            && (error.is_incomplete_message() || error.is_canceled() || error.is_closed())
+        {
+            return true;
         }
-        body.extend_from_slice(&chunk);
-    }
-    Ok(body)
+        cause.downcast_ref::<io::Error>().is_some_and(|error| {
+            matches!(
+                error.kind(),
+                io::ErrorKind::ConnectionReset
+                    | io::ErrorKind::ConnectionAborted
+                    | io::ErrorKind::BrokenPipe
+                    | io::ErrorKind::NotConnected
+                    | io::ErrorKind::UnexpectedEof
+            )
+        })
+    });
+    is_closed && !error.is_connect()
 }
 
-fn judge(body: &[u8]) -> Result<Verdict, Failure> {
-    if body.trim_ascii().is_empty() {
-        return Ok(Verdict::Accepted(User::default()));
-    }
-    let answer: Map<String, Value> =
-        serde_json::from_slice(body).map_err(|_| Failure::Answer("is no JSON object"))?;
-    match answer.get("isValid").and_then(Value::as_bool) {
-        Some(true) => Ok(Verdict::Accepted(owner(&answer))),
-        Some(false) => Ok(Verdict::Refused),
-        None => Err(Failure::Answer("has no boolean 'isValid'")),
+fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    let mut next = Some(error);
+    std::iter::from_fn(move || {
+        let error = next?;
+        next = error.source();
+        Some(error)
+    })
+}
+
+async fn read(mut response: Response) -> Result<Vec<u8>, Failure> {
+    let ends_with_connection = response.content_length().is_none()
+        && response.version() <= http::Version::HTTP_11
+        && !response.headers().contains_key(TRANSFER_ENCODING);
+    let mut body = Vec::new();
+    loop {
+        match response.chunk().await {
+            Ok(Some(chunk)) if body.len() + chunk.len() > MAX_ANSWER => {
+                return Err(Failure::Answer("is larger than 64 KiB"));
+            }
+            Ok(Some(chunk)) => body.extend_from_slice(&chunk),
+            Ok(None) => return Ok(body),
+            // Python's servers end TLS without a goodbye. Nothing can be cut off a JSON object that
+            // is whole.
+            Err(error) if ends_with_connection && is_tls_cut(&error) => return Ok(body),
+            Err(error) => return Err(unreachable(error)),
+        }
     }
 }
 
-fn owner(answer: &Map<String, Value>) -> User {
-    let token = answer.get("verifiedData").and_then(|data| data.get("verifiedParsedToken"));
-    let text = |name| token.and_then(|token| token.get(name)?.as_str().map(str::to_owned));
-    User { email: text("email"), username: text("cognito:username") }
+/// Whether TLS ended without its own goodbye.
+fn is_tls_cut(error: &reqwest::Error) -> bool {
+    causes(error).any(|cause| {
+        let error = cause.downcast_ref::<io::Error>();
+        error.is_some_and(|error| error.kind() == io::ErrorKind::UnexpectedEof)
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn answers_are_judged_by_is_valid() {
-        let accepted = |body: &str| match judge(body.as_bytes()) {
-            Ok(Verdict::Accepted(user)) => Some(user),
-            _ => None,
-        };
-        assert_eq!(accepted(""), Some(User::default()));
-        assert_eq!(accepted(r#"{"isValid":true,"more":1}"#), Some(User::default()));
-        let user = r#"{"isValid":true,"verifiedData":{"verifiedParsedToken":
-            {"email":"a@b","cognito:username":"ab"}}}"#;
-        let named = User { email: Some("a@b".into()), username: Some("ab".into()) };
-        assert_eq!(accepted(user), Some(named));
-        assert!(matches!(judge(br#"{"isValid":false}"#), Ok(Verdict::Refused)));
-        for nonsense in ["{}", r#"{"isValid":"true"}"#, r#"{"isValid":1}"#, "true", "[true]", "<p>"]
-        {
-            assert!(matches!(judge(nonsense.as_bytes()), Err(Failure::Answer(_))), "{nonsense}");
-        }
-    }
 
     #[test]
     fn settings_are_checked() {

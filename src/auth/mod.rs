@@ -1,6 +1,7 @@
 //! Who decides whether a token is valid: the [`Authenticator`] trait and its two kinds,
 //! [`HttpAuthenticator`] and [`AcceptAny`].
 
+mod answer;
 mod http;
 
 use std::sync::Arc;
