@@ -16,6 +16,7 @@
 //! to be an endpoint.
 
 pub mod ids;
+pub mod printable;
 pub mod protocol;
 pub mod trace_parent;
 pub mod unix_socket;

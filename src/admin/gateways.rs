@@ -10,7 +10,7 @@ use tracing::info;
 use utoipa::ToSchema;
 
 use super::api::{Shared, problem};
-use super::model::{Accepted, Problem, time};
+use super::model::{Accepted, Problem, shown, time};
 use crate::ids::OfferId;
 use crate::observability::{AppRecord, EventKind, GatewayRecord};
 
@@ -72,7 +72,7 @@ impl Gateway {
         Self {
             id: record.id.to_string(),
             uuid: record.uuid.to_string(),
-            name: record.name.clone(),
+            name: shown(&record.name),
             client: record.client_addr.to_string(),
             connection: record.connection.to_string(),
             since: time(record.since),
@@ -88,9 +88,9 @@ impl App {
         Self {
             id: record.id.to_string(),
             uuid: record.uuid.to_string(),
-            name: record.name.clone(),
-            client: record.peer_address.clone(),
-            node: record.node.clone(),
+            name: shown(&record.name),
+            client: shown(&record.peer_address),
+            node: record.node.as_deref().map(shown),
             socket_address: record.socket_address,
             since: time(record.since),
             received: record.bytes.received(),

@@ -8,6 +8,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::Admin;
 use crate::observability::{Endpoint, Event, Series, TunnelRecord};
+use crate::printable::Printable;
 use crate::protocol::{Generation, Profile};
 use crate::rendezvous::{Load, NodeInfo};
 
@@ -121,6 +122,9 @@ impl Member {
         let NodeInfo { node, name, address, version, started, load } = info;
         let Load { connections, tunnels, draining } = load;
         let this = node == this;
+        // As the other nodes have written it into Redis.
+        let [node, name, address, version, started] =
+            [node, name, address, version, started].map(|text| shown(&text));
         Self { node, name, address, version, started, connections, tunnels, draining, this }
     }
 }
@@ -224,14 +228,14 @@ impl End {
             Endpoint::Here { connection, client_addr, .. } => {
                 (Some(connection.to_string()), Some(client_addr.to_string()), None)
             }
-            Endpoint::There { node, .. } => (None, None, Some(node.clone())),
+            Endpoint::There { node, .. } => (None, None, Some(shown(node))),
         };
         let generation = match generation {
             Generation::One => 1,
             Generation::Two => 2,
             Generation::Three => 3,
         };
-        let (name, uuid) = (identity.name.clone(), identity.uuid.clone());
+        let (name, uuid) = (shown(&identity.name), shown(&identity.uuid));
         Self { connection, client_address, node, generation, name, uuid }
     }
 }
@@ -286,6 +290,11 @@ impl Happened {
         let Event { number, at, kind, text, count } = event;
         Self { number, at: time(at), kind: kind.label().into(), text, count }
     }
+}
+
+/// A name that a client or another node chose, for people.
+pub(super) fn shown(name: &str) -> String {
+    Printable::name(name).to_string()
 }
 
 pub(super) fn time(time: SystemTime) -> String {

@@ -292,8 +292,8 @@ impl Prepared {
             (node.bridge_addr, node.redis) = (Some(address), Some(redis));
         }
         node.serve({
-            let telemetry = telemetry.clone();
-            async move { telemetry.watch().await }
+            let (telemetry, log) = (telemetry.clone(), log.clone());
+            async move { telemetry.watch(log).await }
         });
         operators.observe(&node, log.as_ref());
         if let Some((listener, address)) = admin {

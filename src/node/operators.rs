@@ -206,7 +206,7 @@ fn observe(
         let dropped = move || log.dropped() as f64;
         metrics.observe_total(
             ("remoteproxy.log.dropped", ""),
-            "Log lines that nobody took in time",
+            "Log lines that were lost: not taken in time, or not to be written",
             dropped,
         );
     }

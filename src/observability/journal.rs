@@ -4,6 +4,8 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
+use crate::printable::Printable;
+
 /// Events that are kept of each kind: a flood of one kind pushes out no other.
 const KEPT: usize = 100;
 
@@ -77,8 +79,9 @@ impl EventKind {
 
 impl Journal {
     /// Notes an event. The oldest one of its kind makes room for it.
-    pub fn note(&self, kind: EventKind, text: impl Into<String>) {
-        let (mut state, text) = (self.state(), text.into());
+    pub fn note(&self, kind: EventKind, text: impl AsRef<str>) {
+        let text = Printable::text(text.as_ref()).to_string();
+        let mut state = self.state();
         let number = state.next;
         state.next += 1;
         let events = state.of(kind);

@@ -8,6 +8,6 @@ pub trait LogControl: Send + Sync {
     /// Logs this from now on; an error says what is wrong with it, and nothing changes.
     fn set_filter(&self, directives: &str) -> Result<(), String>;
 
-    /// Lines that were dropped because nobody took them in time.
+    /// Lines that were lost: not taken in time, or not to be written.
     fn dropped(&self) -> u64;
 }

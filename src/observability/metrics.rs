@@ -28,6 +28,12 @@ use self::instruments::Instruments;
 pub use self::labels::{Stage, Step};
 use super::tunnels::Kind;
 use super::{Gateways, Series, Tunnels};
+use crate::printable::Printable;
+
+/// A name that another node gave itself.
+fn shown(peer: &str) -> String {
+    Printable::name(peer).to_string()
+}
 
 /// How long the last metrics may take at the end.
 const FLUSH: Duration = Duration::from_secs(3);
@@ -170,14 +176,14 @@ impl Metrics {
 
     /// A tunnel that the node of this name opened to this one begins.
     pub fn bridge_stream_in(self: &Arc<Self>, peer: &str) -> StreamGauge {
-        let gauge = StreamGauge { metrics: Arc::clone(self), peer: peer.into() };
+        let gauge = StreamGauge { metrics: Arc::clone(self), peer: shown(peer).into() };
         gauge.count(1);
         gauge
     }
 
     /// A node has answered.
     pub fn round_trip(&self, peer: &str, took: Duration) {
-        let label = KeyValue::new("peer", peer.to_owned());
+        let label = KeyValue::new("peer", shown(peer));
         self.instruments.bridge_round_trip.record(took.as_secs_f64(), &[label]);
     }
 
@@ -296,7 +302,7 @@ impl Metrics {
         gauge
             .with_callback(move |observer| {
                 for (peer, value) in values() {
-                    observer.observe(value as u64, &[KeyValue::new("peer", peer)]);
+                    observer.observe(value as u64, &[KeyValue::new("peer", shown(&peer))]);
                 }
             })
             .build();

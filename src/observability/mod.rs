@@ -80,9 +80,19 @@ impl Telemetry {
         self.recurring.count(occurrence, Instant::now())
     }
 
-    /// Looks at the runtime, and logs what has happened very often, as long as it is polled.
-    pub async fn watch(&self) {
-        process::watch_loop(&self.metrics, || self.recurring.report(Instant::now())).await;
+    /// Looks at the runtime and the log, and logs what has happened very often, as long as it is
+    /// polled.
+    pub async fn watch(&self, log: Option<Arc<dyn LogControl>>) {
+        let mut lost = 0;
+        let each_second = || {
+            self.recurring.report(Instant::now());
+            let lost_before = lost;
+            lost = log.as_ref().map_or(0, |log| log.dropped());
+            if lost > lost_before {
+                self.journal.note(EventKind::Trouble, "lines of the log are lost");
+            }
+        };
+        process::watch_loop(&self.metrics, each_second).await;
     }
 
     /// Sends what has not been sent yet, for a few seconds at most. Blocks.

@@ -38,7 +38,7 @@ pub(super) fn observe(metrics: &Metrics) {
 }
 
 /// Looks at the runtime as long as it is polled, and does `each_second` besides.
-pub(super) async fn watch_loop(metrics: &Metrics, each_second: impl Fn()) {
+pub(super) async fn watch_loop(metrics: &Metrics, mut each_second: impl FnMut()) {
     loop {
         let due = Instant::now() + LOOK_EVERY;
         tokio::time::sleep_until(due.into()).await;

@@ -23,6 +23,7 @@ use crate::cluster::{Bridged, Refusal};
 use crate::observability::metrics::{self, Step};
 use crate::observability::trace::{Bridging, Ended, Setup};
 use crate::observability::{Occurrence, Telemetry};
+use crate::printable::Printable;
 use crate::protocol::{Action, Close, PairingKey, Role, Token, Verdict};
 use crate::relay::close_leg;
 use crate::rendezvous::{Answer, Home, Offer, Waiting};
@@ -378,7 +379,9 @@ fn note(verdict: &auth::Verdict, since: Instant, party: &Party, shared: &Shared)
     let from = party.client_addr.ip();
     match verdict {
         auth::Verdict::Accepted(user) => {
-            info!(email = user.email, username = user.username, "authenticated");
+            let shown = |text: &String| Printable::name(text).to_string();
+            let (email, username) = (user.email.as_ref(), user.username.as_ref());
+            info!(email = email.map(shown), username = username.map(shown), "authenticated");
         }
         auth::Verdict::Refused => {
             let refused = Occurrence::refused("token refused", "not valid").from(from);

@@ -22,7 +22,7 @@ pub(crate) fn line(error: &anyhow::Error) -> String {
     if let Some(advice) = advice {
         line = format!("{line}; {advice}");
     }
-    line.replace(['\r', '\n'], " ")
+    line
 }
 
 fn for_connect(error: &ConnectError) -> Option<&'static str> {

@@ -7,6 +7,8 @@
 mod advice;
 mod attachments;
 mod carry;
+#[path = "../logging/human.rs"]
+mod human;
 mod options;
 mod pingpong;
 mod relay;
@@ -17,6 +19,7 @@ use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
+use nymea_remoteproxy::printable::Printable;
 use tracing_subscriber::EnvFilter;
 
 use options::{Mode, Options};
@@ -59,7 +62,7 @@ fn fail(error: &anyhow::Error) -> ExitCode {
 
 /// Writes a line to stderr. If nobody reads that, there is nobody to tell so.
 fn say(line: &str) {
-    let _ = writeln!(io::stderr(), "{line}");
+    let _ = writeln!(io::stderr(), "{}", Printable::text(line));
 }
 
 fn log(verbose: u8) {
@@ -69,6 +72,7 @@ fn log(verbose: u8) {
         _ => "debug",
     };
     tracing_subscriber::fmt()
+        .fmt_fields(human::fields())
         .with_env_filter(EnvFilter::new(level))
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())

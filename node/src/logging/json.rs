@@ -5,6 +5,7 @@
 use std::fmt::{self, Debug};
 use std::time::SystemTime;
 
+use nymea_remoteproxy::printable::{LONGEST_TEXT, PlainJson};
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
@@ -38,7 +39,7 @@ where
             line.put_fields_of(&span);
         }
         event.record(&mut line);
-        writeln!(writer, "{}", line.0)
+        writeln!(writer, "{}", PlainJson(&line.0.to_string()))
     }
 }
 
@@ -65,10 +66,27 @@ impl Line {
     }
 
     fn put_field(&mut self, field: &str, value: Value) {
+        let value = shortened(value);
         match field {
             "tunnel" => self.put("tunnel_id", value),
             field if RESERVED.contains(&field) => self.put(&format!("field_{field}"), value),
             field => self.put(field, value),
+        }
+    }
+}
+
+/// A text that others chose may be very long.
+fn shortened(value: Value) -> Value {
+    match value {
+        Value::String(mut text) => {
+            if let Some((end, _)) = text.char_indices().nth(LONGEST_TEXT) {
+                text.truncate(end);
+                text.push('…');
+            }
+            Value::String(text)
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => {
+            value
         }
     }
 }
@@ -128,6 +146,7 @@ mod tests {
     use std::io;
     use std::sync::{Arc, Mutex};
 
+    use nymea_remoteproxy::printable::Printable;
     use serde_json::json;
     use tracing::field::{Empty, display};
     use tracing::{info, info_span, warn};
@@ -153,6 +172,11 @@ mod tests {
 
     /// The lines that something logs.
     fn logged(what: impl FnOnce()) -> Vec<Value> {
+        let text = written(what);
+        text.lines().map(|line| serde_json::from_str(line).expect("a JSON object")).collect()
+    }
+
+    fn written(what: impl FnOnce()) -> String {
         let written = Written::default();
         let writer = written.clone();
         let layer = layer()
@@ -162,8 +186,7 @@ mod tests {
             .with_writer(move || writer.clone());
         tracing::subscriber::with_default(registry().with(layer), what);
         let bytes = written.0.lock().expect("no panic").clone();
-        let text = String::from_utf8(bytes).expect("UTF-8");
-        text.lines().map(|line| serde_json::from_str(line).expect("a JSON object")).collect()
+        String::from_utf8(bytes).expect("UTF-8")
     }
 
     #[test]
@@ -206,6 +229,18 @@ mod tests {
         assert_eq!(lines[0]["odd"], "a\n\"b\"\u{1b}[31m\0");
         assert_eq!(lines[0]["message"], "first\nsecond");
         assert_eq!(lines[1].as_object().map(Map::len), Some(4));
+    }
+
+    #[test]
+    fn a_terminal_that_shows_the_lines_is_safe_and_nothing_is_changed() {
+        let odd = "c1 \u{9b}31m \u{85} \u{2028} \u{202e} tag \u{e0041}";
+        let lines = logged(|| info!(odd, long = "ü".repeat(5000), "x"));
+        assert_eq!(lines[0]["odd"], odd);
+        let long = lines[0]["long"].as_str().map(|long| long.chars().count());
+        assert_eq!(long, Some(LONGEST_TEXT + 1));
+        let written = written(|| info!(odd, "{odd}"));
+        let plain = |character: char| character == '\n' || Printable::is_plain(character);
+        assert!(written.chars().all(plain), "{written:?}");
     }
 
     #[test]

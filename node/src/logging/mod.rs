@@ -1,14 +1,18 @@
 //! The log: to standard error and, if wanted, to a file; for people or as JSON lines.
 //!
 //! Lines are written by threads of their own, so that a slow disk or a pipe that nobody reads
-//! never stalls the node: when their queue is full, lines are dropped.
+//! never stalls the node: when their queue is full, lines are dropped. So they are when the disk is
+//! full or the pipe is closed; all that are dropped are counted.
 
+mod human;
 mod json;
+mod writer;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, ensure};
 use nymea_remoteproxy::config::{Log, LogFormat};
@@ -24,6 +28,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{fmt, registry};
 
 use self::json::JsonLines;
+use self::writer::Steadfast;
 
 /// The target of events that standard error learns in another way.
 pub(crate) const FILE_ONLY: &str = "nymea_remoteproxy::exit";
@@ -49,8 +54,13 @@ impl LogGuard {
 /// Starts the log of this process.
 pub(crate) fn start(log: &Log, verbosity: u8) -> anyhow::Result<LogGuard> {
     let (filter, handle) = reload::Layer::new(filter(log, verbosity)?);
-    let (stderr, guard) = queued(io::stderr());
-    let (mut writers, mut counters) = (vec![guard], vec![stderr.error_counter()]);
+    let (mut writers, mut losses) = (Vec::new(), Vec::new());
+    let mut queued = |queued: Queued| {
+        writers.push(queued.guard);
+        losses.push(queued.losses);
+        queued.writer
+    };
+    let stderr = queued(Queued::new(io::stderr(), "standard error".into()));
     let is_terminal = io::stderr().is_terminal();
     let is_json = match log.format {
         LogFormat::Auto => !is_terminal,
@@ -61,20 +71,44 @@ pub(crate) fn start(log: &Log, verbosity: u8) -> anyhow::Result<LogGuard> {
     let to_stderr = layer(stderr, is_json, is_terminal).with_filter(not_for_stderr);
     let to_file = match &log.file {
         Some(path) => {
-            let (file, guard) = queued(append(path, true)?);
-            writers.push(guard);
-            counters.push(file.error_counter());
+            let file = Queued::new(append(path, true)?, path.display().to_string());
+            let file = queued(file);
             Some(layer(file, log.format == LogFormat::Json, false))
         }
         None => None,
     };
     registry().with(filter).with(to_stderr).with(to_file).init();
-    Ok(LogGuard { _writers: writers, control: Arc::new(Control { filter: handle, counters }) })
+    Ok(LogGuard { _writers: writers, control: Arc::new(Control { filter: handle, losses }) })
 }
 
-/// Writes from a thread of its own.
-fn queued(writer: impl Write + Send + 'static) -> (NonBlocking, WorkerGuard) {
-    NonBlockingBuilder::default().buffered_lines_limit(QUEUE).finish(writer)
+/// A writer with a thread of its own.
+struct Queued {
+    writer: NonBlocking,
+    guard: WorkerGuard,
+    losses: Losses,
+}
+
+/// The lines that a writer has lost.
+struct Losses {
+    not_queued: ErrorCounter,
+    not_written: Arc<AtomicU64>,
+}
+
+impl Queued {
+    fn new(writer: impl Write + Send + 'static, name: String) -> Self {
+        let writer = Steadfast::new(writer, name);
+        let not_written = writer.lost();
+        let builder = NonBlockingBuilder::default().buffered_lines_limit(QUEUE);
+        let (writer, guard) = builder.finish(writer);
+        let losses = Losses { not_queued: writer.error_counter(), not_written };
+        Self { writer, guard, losses }
+    }
+}
+
+impl Losses {
+    fn count(&self) -> u64 {
+        self.not_queued.dropped_lines() as u64 + self.not_written.load(Ordering::Relaxed)
+    }
 }
 
 /// Whether the log could be started. It makes no file: one made by another user than the node's
@@ -97,7 +131,7 @@ pub(crate) fn check(log: &Log) -> anyhow::Result<()> {
 
 struct Control<S> {
     filter: reload::Handle<EnvFilter, S>,
-    counters: Vec<ErrorCounter>,
+    losses: Vec<Losses>,
 }
 
 impl<S> LogControl for Control<S> {
@@ -111,7 +145,7 @@ impl<S> LogControl for Control<S> {
     }
 
     fn dropped(&self) -> u64 {
-        self.counters.iter().map(|counter| counter.dropped_lines() as u64).sum()
+        self.losses.iter().map(Losses::count).sum()
     }
 }
 
@@ -123,7 +157,8 @@ where
         let lines = fmt::layer().fmt_fields(JsonFields::new()).event_format(JsonLines);
         Box::new(lines.with_ansi(false).with_writer(writer))
     } else {
-        Box::new(fmt::layer().with_ansi(has_colors).with_writer(writer))
+        let lines = fmt::layer().fmt_fields(human::fields());
+        Box::new(lines.with_ansi(has_colors).with_writer(writer))
     }
 }
 

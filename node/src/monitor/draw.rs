@@ -2,6 +2,7 @@
 
 use indicatif::HumanBytes;
 use nymea_remoteproxy::monitor::Report;
+use nymea_remoteproxy::printable::Printable;
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style};
@@ -255,13 +256,7 @@ fn age(seconds: u64) -> String {
 
 /// What others have written, without what would do something to the terminal.
 fn shown(text: &str) -> String {
-    let is_safe = |char: &char| {
-        // Control characters, and those that turn the direction of writing.
-        !char.is_control()
-            && !matches!(char, '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}'
-            | '\u{2066}'..='\u{2069}' | '\u{2028}'..='\u{2029}')
-    };
-    text.chars().map(|char| if is_safe(&char) { char } else { '?' }).collect()
+    Printable::name(text).to_string()
 }
 
 #[cfg(test)]
@@ -284,6 +279,6 @@ mod tests {
 
     #[test]
     fn names_do_nothing_to_the_terminal() {
-        assert_eq!(shown("a\x1b[2Jb\r\n\u{202e}ü"), "a?[2Jb???ü");
+        assert_eq!(shown("a\x1b[2Jb\r\n\u{202e}ü"), r"a\u{1b}[2Jb\r\n\u{202e}ü");
     }
 }

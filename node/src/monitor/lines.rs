@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 
+use nymea_remoteproxy::printable::PlainJson;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::options::Options;
@@ -42,7 +43,9 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<()> {
 /// False if nobody reads any more.
 fn write(line: &[u8]) -> io::Result<bool> {
     let mut out = io::stdout();
-    match out.write_all(line).and_then(|()| out.flush()) {
+    // It may be a terminal that shows the names.
+    let line = PlainJson(&String::from_utf8_lossy(line)).to_string();
+    match out.write_all(line.as_bytes()).and_then(|()| out.flush()) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
         Err(error) => Err(error),

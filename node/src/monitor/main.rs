@@ -22,6 +22,7 @@ use std::process::ExitCode;
 
 use anyhow::ensure;
 use clap::Parser;
+use nymea_remoteproxy::printable::Printable;
 
 use options::Options;
 
@@ -52,5 +53,5 @@ fn run(options: &Options) -> anyhow::Result<()> {
 
 /// Writes a line to stderr. If nobody reads that, there is nobody to tell so.
 fn say(line: &str) {
-    let _said = writeln!(io::stderr(), "{line}");
+    let _said = writeln!(io::stderr(), "{}", Printable::text(line));
 }

@@ -26,6 +26,7 @@ use super::{Party, Shared};
 use crate::observability::metrics::Stage;
 use crate::observability::trace::Ended;
 use crate::observability::{EventKind, Telemetry};
+use crate::printable::Printable;
 use crate::protocol::{Close, GatewayControl, Role};
 use crate::relay::close_leg;
 use crate::transport::End;
@@ -43,7 +44,8 @@ pub(super) async fn serve(mut party: Box<Party>, enrolled: Enrolled, shared: &Ar
     let Telemetry { metrics, journal, gateways, .. } = &shared.telemetry;
     let listed = gateways.begin(Arc::clone(&hub.record));
     let gateway = hub.record.id;
-    info!(%gateway, uuid = %hub.record.uuid, name = %hub.record.name, "gateway registered");
+    let name = Printable::name(&hub.record.name).to_string();
+    info!(%gateway, uuid = %hub.record.uuid, name, "gateway registered");
     journal.note(EventKind::Gateway, format!("gateway {gateway} registered"));
     party.gauge.enter(Stage::Gateway);
     party.trace.ends(Ended::Registered);
