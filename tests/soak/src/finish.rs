@@ -46,7 +46,9 @@ pub(crate) async fn usage(world: &World) -> Vec<Usage> {
 
 async fn usage_of(node: &Member) -> anyhow::Result<Usage> {
     let pid = node.pid().ok_or_else(|| anyhow::anyhow!("down"))?;
-    let tasks = node.metrics().await?.iter().find(|(name, _)| is_tasks(name)).map(|(_, it)| *it);
+    let metrics = node.metrics().await?;
+    let tasks = metrics.iter().filter(|metric| is_tasks(&metric.name)).map(|metric| metric.value);
+    let tasks = tasks.reduce(|one, other| one + other);
     Ok(Usage { descriptors: descriptors(pid)?, tasks })
 }
 
@@ -92,14 +94,13 @@ async fn left_overs(world: &World, before: &[Usage], warm: &[u64]) -> Vec<String
         let number = index + 1;
         match node.metrics().await {
             Ok(metrics) => {
-                for gauge in GAUGES {
-                    // Those of labels with a transport or a peer are never negative each, either.
-                    if let Some(value) = metrics.get(gauge)
-                        && *value != 0.0
-                    {
-                        left.push(format!("node {number}: {gauge} is {value}"));
-                    }
-                }
+                // Each by itself: one too many and one too few are not nothing.
+                let wrong = metrics
+                    .iter()
+                    .filter(|metric| GAUGES.contains(&metric.name.as_str()) && metric.value != 0.0);
+                left.extend(
+                    wrong.map(|it| format!("node {number}: {} is {}", it.series, it.value)),
+                );
             }
             Err(error) => left.push(format!("node {number}: {error:#}")),
         }

@@ -9,6 +9,7 @@ mod cluster;
 mod content;
 mod faults;
 mod finish;
+mod health;
 mod journal;
 mod load;
 mod options;
@@ -84,6 +85,7 @@ async fn soak(world: &Arc<World>, duration: Duration) {
     let before = finish::usage(world).await;
     world.journal.detail(format_args!("before the load: {before:?}"));
     world.load.start(world);
+    health::watch(world);
     faults::settle(world).await;
     sleep(WARM_UP).await;
     let pids: Vec<_> = world.cluster.nodes.iter().map(cluster::Member::pid).collect();

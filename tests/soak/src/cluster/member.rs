@@ -1,6 +1,5 @@
 //! One node of the cluster: a process that is started, ended, frozen, and watched.
 
-use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -36,6 +35,21 @@ pub(crate) struct Ports {
     /// The relay that leads to Redis.
     pub(crate) redis: u16,
     pub(crate) admin: u16,
+}
+
+/// A value of a node.
+pub(crate) struct Metric {
+    pub(crate) name: String,
+    /// The name with all labels.
+    pub(crate) series: String,
+    pub(crate) value: f64,
+}
+
+impl Metric {
+    fn read((series, value): (&str, &str)) -> Option<Self> {
+        let name = series.split('{').next()?.to_owned();
+        Some(Self { name, series: series.to_owned(), value: value.parse().ok()? })
+    }
 }
 
 /// A node of the cluster.
@@ -233,15 +247,11 @@ impl Member {
         Ok(body.to_owned())
     }
 
-    /// The sums of all metrics by name, over all labels.
-    pub(crate) async fn metrics(&self) -> anyhow::Result<BTreeMap<String, f64>> {
-        let mut sums = BTreeMap::new();
-        for line in self.get("/metrics").await?.lines().filter(|line| !line.starts_with('#')) {
-            let Some((series, value)) = line.rsplit_once(' ') else { continue };
-            let name = series.split('{').next().unwrap_or(series);
-            *sums.entry(name.to_owned()).or_default() += value.parse::<f64>().unwrap_or_default();
-        }
-        Ok(sums)
+    /// All metrics.
+    pub(crate) async fn metrics(&self) -> anyhow::Result<Vec<Metric>> {
+        let text = self.get("/metrics").await?;
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        Ok(lines.filter_map(|line| line.rsplit_once(' ')).filter_map(Metric::read).collect())
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

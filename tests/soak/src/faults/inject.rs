@@ -7,10 +7,13 @@ use tokio::time::{Instant, sleep};
 
 use super::plan::{Fault, Plan};
 use super::{Kind, Target};
+use crate::health;
 use crate::world::World;
 
 /// How often it is looked whether all is well again.
 const LOOK: Duration = Duration::from_millis(200);
+/// After how many seconds nodes know that they cannot renew their leases.
+const LEASE_UNRENEWED: u64 = 8;
 
 /// Injects faults until the time is over.
 pub(crate) async fn run(world: &Arc<World>, until: Instant) {
@@ -155,6 +158,9 @@ async fn of_redis(world: &World, Fault { kind, lasts, .. }: Fault) -> anyhow::Re
         Kind::RefusedWrites => {
             redis.command(&["CONFIG", "SET", "maxmemory", "100kb"]).await?;
             sleep(lasts).await;
+            if lasts > world.options.within(LEASE_UNRENEWED) {
+                health::expect_unready(world).await;
+            }
             redis.command(&["CONFIG", "SET", "maxmemory", "0"]).await?;
         }
         Kind::ScriptFlush => redis.command(&["SCRIPT", "FLUSH"]).await?,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use rand::rngs::StdRng;
-use rand::seq::IndexedRandom;
+use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 
 use super::{Kind, Target};
@@ -26,12 +26,19 @@ pub(super) struct Plan {
     random: StdRng,
     nodes: usize,
     kinds: Vec<Kind>,
+    /// What is left of the kinds in some order: each has its turn before one has it again.
+    deck: Vec<Kind>,
 }
 
 impl Plan {
     pub(super) fn new(seed: u64, nodes: usize, only: &[Kind]) -> Self {
-        let kinds = if only.is_empty() { Kind::ALL.to_vec() } else { only.to_vec() };
-        Self { random: StdRng::seed_from_u64(seed), nodes, kinds }
+        let mut kinds = only.to_vec();
+        if kinds.is_empty() {
+            kinds.extend(Kind::ALL);
+            // What happens most often, and hurts most.
+            kinds.extend([Kind::Kill, Kind::Kill, Kind::Drain]);
+        }
+        Self { random: StdRng::seed_from_u64(seed), nodes, kinds, deck: Vec::new() }
     }
 
     /// Faults that follow one another; the cluster is in order before the first one.
@@ -41,7 +48,11 @@ impl Plan {
     }
 
     fn fault(&mut self) -> Fault {
-        let kind = *self.kinds.choose(&mut self.random).unwrap_or(&Kind::Kill);
+        if self.deck.is_empty() {
+            self.deck.clone_from(&self.kinds);
+            self.deck.shuffle(&mut self.random);
+        }
+        let kind = self.deck.pop().unwrap_or(Kind::Kill);
         Fault {
             kind,
             target: self.target(kind),

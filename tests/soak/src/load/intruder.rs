@@ -21,6 +21,7 @@ const REPAIRED: u64 = 20;
 const REFUSAL: u64 = 10;
 
 /// What an intruder has met with.
+#[derive(Debug)]
 enum Outcome {
     Refused,
     Established,
@@ -51,7 +52,16 @@ async fn intrude(world: &World, pair: &Pair, node: usize, way: Way) {
     pair.intruders.fetch_add(1, Ordering::AcqRel);
     let outcome = attempt(world, pair, node, way).await;
     let took = begun.elapsed();
-    let what = format!("pair {}, node {} by {way:?}", pair.number, node + 1);
+    let [one, other] = before.nodes();
+    let what = format!(
+        "pair {} on nodes {} and {}, intruder on node {} by {way:?}, {:.1} s",
+        pair.number,
+        one + 1,
+        other + 1,
+        node + 1,
+        took.as_secs_f64()
+    );
+    world.journal.detail(format_args!("{what}: {outcome:?}"));
     match outcome {
         Outcome::Refused => world.statistics.count("intruders: refused"),
         Outcome::Failed(reason) => world.statistics.count(format!("intruders: {reason}")),

@@ -155,13 +155,17 @@ async fn receive(
     random: &mut StdRng,
 ) -> Finished {
     let world = session.world;
+    let mut since_pause = 0;
     loop {
         let slow = session.manner.slow_reader && !world.leaving.is_cancelled();
-        if slow {
+        if slow && since_pause >= SLOW_BLOCK {
+            since_pause = 0;
             sleep(Duration::from_millis(random.random_range(10..100))).await;
         }
         match reader.read(if slow { SLOW_BLOCK } else { BLOCK }).await {
             Received::Data(bytes) => {
+                // Small messages cost something, too, or a slow reader would be behind for minutes.
+                since_pause += bytes.len().max(SLOW_BLOCK / 64);
                 let knew = checker.stream().is_some();
                 if let Err(what) = checker.push(&bytes, &world.streams, session.partner) {
                     return Finished::Wrong(what);
