@@ -29,6 +29,8 @@ pub mod auth;
 pub mod rendezvous;
 pub mod transport;
 
+pub mod accept;
+
 pub mod cluster;
 pub mod relay;
 pub mod session;

@@ -83,6 +83,7 @@ async fn a_tunnel_from_its_coming_to_its_end() {
         "process_cpu_time_seconds_total",
         "remoteproxy_file_descriptors_open",
         "remoteproxy_file_descriptors_limit",
+        "remoteproxy_tasks",
         "remoteproxy_build_info",
     ] {
         assert!(sum(&node, own, &[]) > 0.0, "{own}");

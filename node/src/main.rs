@@ -24,9 +24,6 @@ use failure::Failure;
 use flags::Flags;
 use signals::Signals;
 
-/// File descriptors that are no connections: listeners, logs, questions to other servers.
-const SPARE_FILES: u64 = 100;
-
 /// Gives memory back to the system within seconds, from a thread of its own; glibc's keeps what many
 /// connections have used until it is needed again.
 #[global_allocator]
@@ -69,7 +66,7 @@ fn check(config: Config) -> Result<(), Failure> {
 
 async fn serve(config: Config, log: Arc<dyn LogControl>) -> Result<(), Failure> {
     let mut signals = Signals::new().map_err(Failure::runtime)?;
-    raise_file_limit(config.limits.connections);
+    raise_file_limit();
     let by_default = config.tls.certificate.is_none() && config.authentication.server.is_none();
 
     for warning in &config.warnings {
@@ -100,17 +97,10 @@ async fn serve(config: Config, log: Arc<dyn LogControl>) -> Result<(), Failure> 
     Ok(())
 }
 
-fn raise_file_limit(connections: usize) {
-    let wanted = u64::try_from(connections).unwrap_or(u64::MAX).saturating_add(SPARE_FILES);
-    match rlimit::increase_nofile_limit(u64::MAX) {
-        Ok(files) if files < wanted => warn!(
-            files,
-            wanted,
-            "fewer file descriptors than limits.connections needs: raise the limit of this \
-             process (ulimit -n, LimitNOFILE) or lower limits.connections"
-        ),
-        Ok(_) => {}
-        Err(error) => warn!(%error, "the limit of file descriptors cannot be raised"),
+/// As far as the system lets it. What is missing then is known to the node.
+fn raise_file_limit() {
+    if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
+        warn!(%error, "the limit of file descriptors cannot be raised");
     }
 }
 

@@ -3,8 +3,7 @@
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
@@ -14,8 +13,9 @@ use axum::response::sse::{Event as Sent, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Extension, Json, Router};
+use bytes::Bytes;
 use futures_util::stream::{self, Stream, StreamExt};
-use tokio::sync::Semaphore;
+use tokio::sync::{Mutex, Semaphore};
 use tokio::time::timeout;
 use tracing::info;
 use utoipa::OpenApi;
@@ -27,7 +27,8 @@ use super::model::{
     Accepted, Cluster, EventQuery, Events, Happened, LogLevel, Member, NodeState, Problem, Tunnel,
     TunnelList, TunnelQuery,
 };
-use super::server::Connection;
+use super::server::{BUSY, BUSY_PER_NETWORK, Connection};
+use crate::accept::Room;
 use crate::ids::{ClientAddr, OfferId};
 use crate::observability::{Endpoint, EventKind, Metrics, TunnelRecord};
 
@@ -78,13 +79,35 @@ pub(super) struct App {
     pub(super) admin: Arc<Admin>,
     history: Arc<History>,
     streams: Arc<Semaphore>,
+    /// For connections that have requested more than health.
+    busy: Arc<Room>,
+    looked: Mutex<Looked>,
+    /// What describes the paths, and their list: put together once.
+    document: String,
+    paths: String,
+}
+
+/// All metrics at a time. To gather them keeps a processor busy, so one request does it for all that
+/// have come before it began.
+struct Looked {
+    since: Instant,
+    text: Bytes,
 }
 
 pub(super) type Shared = State<Arc<App>>;
 
 /// All paths.
 pub(super) fn router(admin: Arc<Admin>, history: Arc<History>) -> Router {
-    let app = Arc::new(App { admin, history, streams: Arc::new(Semaphore::new(STREAMS)) });
+    let described = Document::openapi();
+    let app = Arc::new(App {
+        admin,
+        history,
+        streams: Arc::new(Semaphore::new(STREAMS)),
+        busy: Room::new(BUSY, BUSY_PER_NETWORK),
+        looked: Mutex::new(Looked { since: Instant::now(), text: Bytes::new() }),
+        paths: described.paths.paths.keys().cloned().collect::<Vec<_>>().join(", "),
+        document: described.to_json().expect("the document has only texts for keys"),
+    });
     Router::new()
         .route("/", get(page))
         .route("/healthz", get(healthz))
@@ -118,6 +141,9 @@ async fn guard(
 ) -> Response {
     let (method, path) = (request.method(), request.uri().path());
     let checked = app.admin.access.check(method, path, request.headers(), connection.peer);
+    if !matches!(path, "/healthz" | "/readyz") {
+        connection.is_busy(&app.busy);
+    }
     let mut response = match checked {
         Ok(()) => match timeout(ANSWER_TIMEOUT, next.run(request)).await {
             Ok(response) => response,
@@ -142,9 +168,8 @@ pub(super) fn problem(status: StatusCode, error: impl Into<String>) -> Response 
     (status, Json(Problem { error: error.into() })).into_response()
 }
 
-async fn unknown() -> Response {
-    let known: Vec<_> = Document::openapi().paths.paths.into_keys().collect();
-    problem(StatusCode::NOT_FOUND, format!("there are / and {}", known.join(", ")))
+async fn unknown(State(app): Shared) -> Response {
+    problem(StatusCode::NOT_FOUND, format!("there are / and {}", app.paths))
 }
 
 async fn wrong_method() -> Response {
@@ -195,7 +220,13 @@ async fn readyz(State(app): Shared) -> (StatusCode, String) {
     (status = 200, description = "Metrics.", body = String, content_type = "text/plain")
 ))]
 async fn metrics(State(app): Shared) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, Metrics::content_type())], app.admin.telemetry.metrics.text())
+    let came = Instant::now();
+    let mut looked = app.looked.lock().await;
+    if looked.text.is_empty() || looked.since < came {
+        let since = Instant::now();
+        *looked = Looked { since, text: app.admin.telemetry.metrics.text().into() };
+    }
+    ([(header::CONTENT_TYPE, Metrics::content_type())], looked.text.clone())
 }
 
 /// This node.
@@ -445,7 +476,7 @@ async fn follow(State(app): Shared, Extension(connection): Extension<Connection>
     let Ok(place) = Arc::clone(&app.streams).try_acquire_owned() else {
         return problem(StatusCode::SERVICE_UNAVAILABLE, "16 streams are open already; close one");
     };
-    connection.streams.store(true, Ordering::Relaxed);
+    connection.is_stream();
     let (samples, status) = app.history.follow();
     let first = stream::once(async move { Sent::default().event("history").json_data(samples) });
     let rest = stream::unfold((status, place), |(mut status, place)| async {
@@ -469,6 +500,6 @@ fn infallible(
 #[utoipa::path(get, path = "/api/v1/openapi.json", tag = "node", responses(
     (status = 200, description = "OpenAPI 3.1.", body = Object)
 ))]
-async fn document() -> impl IntoResponse {
-    Json(Document::openapi())
+async fn document(State(app): Shared) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "application/json")], app.document.clone())
 }

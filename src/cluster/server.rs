@@ -1,7 +1,6 @@
 //! Takes bridges from other nodes.
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,7 +15,6 @@ use nymea_remoteproxy_proto::bridge::v1::{
 };
 use prost::Message;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tonic::Status;
 use tracing::{debug, warn};
@@ -33,13 +31,18 @@ use super::wire::{self, Asked, Refusal, name_of, read_attach, read_offer};
 use super::{
     Attach, CONNECTION_TRACE, GRPC, Incoming, Misdirections, PING, PROBE, STEP, TUNNEL, ThisNode,
 };
+use crate::accept::{self, Guest, LastDescriptors, Listening, Manners, Owner, Room, Visit};
+use crate::ids::ClientAddr;
 use crate::lifecycle::Lifecycle;
 use crate::observability::Metrics;
 use crate::observability::trace::Attaching;
 use crate::trace_parent::TraceParent;
+use crate::transport::Socket;
 
-/// Connections whose TLS handshake is under way; more wait to be accepted.
-const HANDSHAKES_AT_ONCE: usize = 64;
+/// Connections that have not proved to be of a node of the cluster: with more, the oldest are closed.
+const STRANGERS: usize = 256;
+/// The same of one address.
+const STRANGERS_PER_NETWORK: usize = 128;
 
 /// What the bridge's server needs.
 pub struct BridgeService {
@@ -57,60 +60,78 @@ pub struct BridgeService {
     pub misdirections: Arc<Misdirections>,
 }
 
-/// Serves until the task is aborted.
+/// Serves until the task is aborted. Nodes of the cluster are not limited; whoever has not proved to
+/// be one gives way to others.
 pub async fn serve(service: BridgeService, listener: TcpListener, tls: Option<BridgeTls>) {
+    let manners = Manners {
+        who: "other nodes",
+        room: Room::new(STRANGERS, STRANGERS_PER_NETWORK),
+        first_byte: STEP,
+        last_descriptors: LastDescriptors::Taken,
+    };
     let service = Arc::new(service);
-    let places = Arc::new(Semaphore::new(HANDSHAKES_AT_ONCE));
-    loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        let (tcp, node_addr) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                warn!(%error, "cannot accept connections of other nodes");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        let (tls, service) = (tls.clone(), Arc::clone(&service));
-        tokio::spawn(async move {
-            let stream = match timeout(STEP, secure(tcp, tls)).await {
-                Ok(Ok(stream)) => stream,
-                Ok(Err(error)) => {
-                    warn!(%node_addr, %error, "a node's connection was refused");
-                    return;
-                }
-                Err(_) => {
-                    debug!(%node_addr, "a node's handshake took too long");
-                    return;
-                }
-            };
-            drop(place);
-            if let Err(error) = serve_connection(&service, stream, node_addr).await {
-                debug!(%node_addr, %error, "a node's connection has failed");
-            }
-        });
-    }
+    let handle = move |guest| take(guest, tls.clone(), Arc::clone(&service));
+    accept::serve(Listening::Tcp(listener), manners, Owner::of_loop(), handle).await;
 }
 
-async fn serve_connection(
-    service: &Arc<BridgeService>,
-    stream: BridgeStream,
-    node_addr: SocketAddr,
-) -> Result<(), h2::Error> {
+/// Serves one connection, if it is of a node of the cluster.
+async fn take(guest: Guest, tls: Option<BridgeTls>, service: Arc<BridgeService>) {
+    let Guest { socket, peer, visit, .. } = guest;
+    let (Socket::Tcp(tcp), ClientAddr::Ip(node_addr)) = (socket, peer) else { return };
+    let displaced = visit.displaced().clone();
     let watched = Watched {
         name: Arc::default(),
         address: node_addr.to_string(),
         tunnels: Arc::default(),
         metrics: Arc::clone(&service.metrics),
     };
-    let accepting = Accepted::new(stream, watched.clone());
-    let Ok(accepted) = timeout(STEP, accepting).await else { return Ok(()) };
-    let mut connection = accepted?;
+    let accepted = tokio::select! {
+        accepted = accept(tcp, &watched, tls, visit) => accepted,
+        () = displaced.cancelled() => {
+            debug!(%node_addr, "a connection that had not proved to be of a node had to give way");
+            None
+        }
+    };
+    if let Some(connection) = accepted {
+        serve_connection(&service, connection, watched).await;
+    }
+}
+
+/// Both handshakes. The connection keeps its place among strangers until its certificate has been
+/// checked, or without TLS, until it speaks HTTP/2.
+async fn accept(
+    tcp: TcpStream,
+    watched: &Watched,
+    tls: Option<BridgeTls>,
+    visit: Visit,
+) -> Option<Accepted> {
+    let (node_addr, is_secure) = (&watched.address, tls.is_some());
+    let stream = match timeout(STEP, secure(tcp, tls)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            warn!(node_addr, %error, "a node's connection was refused");
+            return None;
+        }
+        Err(_) => {
+            debug!(node_addr, "a node's handshake took too long");
+            return None;
+        }
+    };
+    let stranger = (!is_secure).then_some(visit);
+    let accepted = timeout(STEP, Accepted::new(stream, watched.clone())).await.ok()?;
+    drop(stranger);
+    accepted.inspect_err(|error| debug!(node_addr, %error, "no HTTP/2")).ok()
+}
+
+async fn serve_connection(
+    service: &Arc<BridgeService>,
+    mut connection: Accepted,
+    watched: Watched,
+) {
     while let Some(request) = connection.request().await {
         // As many at once as a connection has streams.
         tokio::spawn(respond(Arc::clone(service), request, watched.clone()));
     }
-    Ok(())
 }
 
 async fn respond(service: Arc<BridgeService>, (request, mut respond): Request, watched: Watched) {

@@ -17,24 +17,28 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
-use tracing::{debug, warn};
+use tokio::sync::Semaphore;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tracing::debug;
 
 pub use self::report::{App, Gateway, Report, TunnelProxy};
+use crate::accept::{self, Guest, LastDescriptors, Listening, Manners, Owner, Room};
 use crate::protocol::{FramingError, JsonStream};
+use crate::transport::Socket;
 use crate::unix_socket::UnixSocket;
 
-/// Monitors at once; further ones are closed as they come.
+/// Monitors at once that have sent something; further ones are closed.
 const CONNECTIONS: usize = 8;
+/// Monitors that have sent nothing; with more, the oldest are closed.
+const SILENT: usize = 64;
 /// How long a monitor may take for a report.
 const SLOW: Duration = Duration::from_secs(5);
 /// How long a monitor may ask for nothing.
 const IDLE: Duration = Duration::from_mins(10);
 /// What is read at once. Not more than this and one request is held of what a monitor sends.
 const READ: usize = 4096;
-/// Pause after an accept that failed for want of something, usually file descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long the first request may take to begin.
+const FIRST_BYTE: Duration = Duration::from_secs(5);
 
 /// What is there to be reported.
 pub trait Statistics: Send + Sync {
@@ -61,7 +65,7 @@ pub enum Request {
 /// Serves until the task is aborted.
 pub async fn serve(socket: UnixSocket, statistics: Arc<dyn Statistics>) {
     let throughput = Arc::new(AtomicU64::new(0));
-    tokio::join!(measure(&*statistics, &throughput), accept_all(&socket, &statistics, &throughput));
+    tokio::join!(measure(&*statistics, &throughput), accept_all(socket, &statistics, &throughput));
 }
 
 /// Keeps the number of bytes that were relayed in the last second.
@@ -78,34 +82,34 @@ async fn measure(statistics: &dyn Statistics, throughput: &AtomicU64) {
 }
 
 async fn accept_all(
-    socket: &UnixSocket,
+    socket: UnixSocket,
     statistics: &Arc<dyn Statistics>,
     throughput: &Arc<AtomicU64>,
 ) {
-    let mut connections = JoinSet::new();
-    loop {
-        let accepted = tokio::select! {
-            accepted = socket.accept() => accepted,
-            Some(_) = connections.join_next() => continue,
-        };
-        match accepted {
-            Ok(_) if connections.len() == CONNECTIONS => {
+    let manners = Manners {
+        who: "monitors",
+        room: Room::new(SILENT, SILENT),
+        first_byte: FIRST_BYTE,
+        last_descriptors: LastDescriptors::Taken,
+    };
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let (statistics, throughput) = (Arc::clone(statistics), Arc::clone(throughput));
+    let handle = move |guest: Guest| {
+        let (statistics, throughput) = (Arc::clone(&statistics), Arc::clone(&throughput));
+        let places = Arc::clone(&places);
+        async move {
+            let Socket::Unix(stream) = guest.socket else { return };
+            let Ok(_place) = places.try_acquire() else {
                 debug!(limit = CONNECTIONS, "a monitor came and there are too many");
-            }
-            Ok(stream) => {
-                let (statistics, throughput) = (Arc::clone(statistics), Arc::clone(throughput));
-                connections.spawn(async move {
-                    if let Err(reason) = answer(stream, &*statistics, &throughput).await {
-                        debug!(%reason, "a monitor was closed");
-                    }
-                });
-            }
-            Err(error) => {
-                warn!(%error, "cannot accept connections on the monitor socket");
-                sleep(ACCEPT_PAUSE).await;
+                return;
+            };
+            drop(guest.visit);
+            if let Err(reason) = answer(stream, &*statistics, &throughput).await {
+                debug!(%reason, "a monitor was closed");
             }
         }
-    }
+    };
+    accept::serve(Listening::Unix(socket), manners, Owner::of_loop(), handle).await;
 }
 
 /// Why a monitor is closed.

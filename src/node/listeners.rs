@@ -4,27 +4,26 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 use std::{fmt, io};
 
 use tokio::net::{TcpListener, TcpSocket};
-use tokio::time::sleep;
-use tracing::warn;
 
 use super::StartError;
+use crate::accept::{self, LastDescriptors, Listening, Manners, Owner, Room, descriptors};
 use crate::config::{Listen, Proxies};
-use crate::lifecycle::Lifecycle;
 use crate::session::{self, Listener, Shared};
 use crate::transport::stream::StreamTransport;
 use crate::transport::tls::ServerTls;
 use crate::transport::websocket::WebSocketTransport;
-use crate::transport::{ClientAddr, Patience, Socket, Transport};
+use crate::transport::{Patience, Transport};
 use crate::unix_socket::UnixSocket;
 
 /// Connections that the kernel may hold until they are accepted.
 const BACKLOG: u32 = 1024;
-/// Pause after an accept that failed for want of something, usually file descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Connections that have sent nothing, on each listener: with more, the oldest are closed.
+const SILENT: usize = 1024;
+/// The same of one address.
+const SILENT_PER_NETWORK: usize = 512;
 /// What says where a node listens.
 const SETTING: &str = "path of its [[listen]]";
 
@@ -107,11 +106,8 @@ pub(super) struct Bound {
     pub(super) address: LocalAddr,
     listening: Listening,
     transport: Arc<dyn Transport>,
-}
-
-enum Listening {
-    Tcp(TcpListener),
-    Unix(UnixSocket),
+    /// There is no handshake before the first request.
+    begins_with_request: bool,
 }
 
 /// Listens on all places, or on none.
@@ -143,7 +139,9 @@ pub(super) fn bind(
             }
             Listen::Unix { .. } => StreamTransport::unix(patience),
         };
-        all.push(Bound { address, listening, transport });
+        let begins_with_request =
+            matches!(listen, Listen::Tcp { tls: false, .. } | Listen::Unix { .. });
+        all.push(Bound { address, listening, transport, begins_with_request });
     }
     Ok(all)
 }
@@ -152,59 +150,24 @@ impl Bound {
     /// Gives each connection that comes a session, until the node takes no more.
     pub(super) fn serve(self, shared: &Arc<Shared>) {
         let is_local = self.address.is_local();
-        let listener = Arc::new(Listener { transport: self.transport, is_local });
-        let serving = accept_all(self.listening, listener, Arc::clone(shared));
-        shared.lifecycle.spawn(serving);
-    }
-}
-
-async fn accept_all(listening: Listening, listener: Arc<Listener>, shared: Arc<Shared>) {
-    let lifecycle: &Lifecycle = &shared.lifecycle;
-    loop {
-        let accepted = tokio::select! {
-            accepted = listening.accept() => accepted,
-            () = lifecycle.ending() => return,
+        let timeouts = shared.timeouts();
+        let manners = Manners {
+            who: "clients",
+            room: Room::new(descriptors::silent_within(SILENT), SILENT_PER_NETWORK),
+            first_byte: if self.begins_with_request {
+                timeouts.inactivity
+            } else {
+                timeouts.handshake
+            },
+            last_descriptors: LastDescriptors::Left(Arc::clone(&shared.telemetry.metrics)),
         };
-        match accepted {
-            Ok((socket, peer)) => {
-                let (listener, shared) = (Arc::clone(&listener), Arc::clone(&shared));
-                lifecycle.spawn(session::serve(socket, peer, listener, shared));
-            }
-            Err(error) if is_of_the_connection(&error) => {}
-            Err(error) => {
-                warn!(%error, "cannot accept connections; is the limit of open files reached?");
-                sleep(ACCEPT_PAUSE).await;
-            }
-        }
+        let listener = Arc::new(Listener { transport: self.transport, is_local });
+        let owner = Owner::Node(shared.lifecycle.clone());
+        let sessions = Arc::clone(shared);
+        let handle =
+            move |guest| session::serve(guest, Arc::clone(&listener), Arc::clone(&sessions));
+        shared.lifecycle.spawn(accept::serve(self.listening, manners, owner, handle));
     }
-}
-
-impl Listening {
-    async fn accept(&self) -> io::Result<(Socket, ClientAddr)> {
-        match self {
-            Self::Tcp(listener) => {
-                let (tcp, peer) = listener.accept().await?;
-                Ok((Socket::Tcp(tcp), peer.into()))
-            }
-            Self::Unix(socket) => {
-                let unix = socket.accept().await?;
-                let process = unix.peer_cred().ok().and_then(|peer| peer.pid());
-                let process = process.and_then(|process| process.try_into().ok());
-                Ok((Socket::Unix(unix), ClientAddr::Unix { process }))
-            }
-        }
-    }
-}
-
-/// Whether only this one connection is concerned, which was gone before it was accepted.
-fn is_of_the_connection(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionAborted
-            | io::ErrorKind::ConnectionReset
-            | io::ErrorKind::ConnectionRefused
-            | io::ErrorKind::Interrupted
-    )
 }
 
 /// Listens on a TCP port.

@@ -20,6 +20,7 @@ use self::listeners::{listen_on, reachable};
 use self::monitored::Monitored;
 pub use self::operators::AdminError;
 use self::operators::Operators;
+use crate::accept::descriptors;
 use crate::admin;
 use crate::auth::{
     AcceptAny, Authenticator, HttpAuthenticator, HttpSettings, SetupError as AuthenticationError,
@@ -28,7 +29,7 @@ use crate::cluster::client::Peers;
 use crate::cluster::server::BridgeService;
 use crate::cluster::tls::{BridgeTls, BridgeTlsError};
 use crate::cluster::{self, Misdirections, ThisNode};
-use crate::config::{self, Config, ForwardingHeader, Listen, Proxies};
+use crate::config::{self, Config, ForwardingHeader, Limits, Listen, Proxies};
 use crate::ids::NodeId;
 use crate::lifecycle::Lifecycle;
 use crate::monitor;
@@ -254,13 +255,14 @@ impl Prepared {
             let misdirections = Arc::clone(&misdirections);
             Peers::new(Arc::clone(&name), tls, stalled, lifecycle.clone(), metrics, misdirections)
         });
+        let limits = within_descriptors(config.limits);
         let shared = Arc::new(Shared::new(
             authenticator,
             rendezvous,
             peers,
             ServerInfo { name: config.server.name, version: env!("CARGO_PKG_VERSION").into() },
             (lifecycle.clone(), telemetry.clone()),
-            (config.timeouts, config.limits, config.tunnel_proxy),
+            (config.timeouts, limits, config.tunnel_proxy),
         ));
         sessions.get_or_init(|| Arc::downgrade(&shared));
         let addresses = listeners.iter().map(|bound| bound.address.clone()).collect();
@@ -307,6 +309,22 @@ impl Prepared {
         }
         Ok(node)
     }
+}
+
+/// Fewer connections than are wanted, if there are not enough file descriptors for them: a limit that
+/// cannot be reached bounds nothing.
+fn within_descriptors(limits: Limits) -> Limits {
+    let connections = descriptors::connections_within(limits.connections);
+    if connections < limits.connections {
+        warn!(
+            connections,
+            wanted = limits.connections,
+            files = descriptors::allowed(),
+            "fewer connections than limits.connections, as there are not enough file descriptors: \
+             raise their limit (ulimit -n, LimitNOFILE) or lower limits.connections"
+        );
+    }
+    Limits { connections, ..limits }
 }
 
 /// What the sessions are doing, once there are any.

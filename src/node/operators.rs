@@ -11,6 +11,7 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 use super::{LocalAddr, Node};
+use crate::accept::descriptors;
 use crate::admin::{Access, Admin, ClusterView, Identity};
 use crate::config;
 use crate::ids::NodeId;
@@ -163,6 +164,10 @@ fn unready(
         let (connections, limit) = sessions.connections();
         if connections >= limit {
             reasons.push(format!("limits.connections is reached ({limit})"));
+        }
+        if descriptors::are_used_up() {
+            let allowed = descriptors::allowed();
+            reasons.push(format!("file descriptors are used up ({allowed} allowed)"));
         }
         match health.as_ref().map(|health| health.borrow().clone()) {
             Some(Health::Away { since, reason })

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use procfs::process::{LimitValue, Process};
+use tokio::runtime::Handle;
 
 use super::Metrics;
 
@@ -32,6 +33,14 @@ pub(super) fn observe(metrics: &Metrics) {
             LimitValue::Unlimited => None,
         },
     );
+    if let Ok(runtime) = Handle::try_current() {
+        let runtime = runtime.metrics();
+        metrics.observe(
+            ("remoteproxy.tasks", ""),
+            "Tasks of the runtime that are alive",
+            move || Some(float(runtime.num_alive_tasks() as u64)),
+        );
+    }
     metrics.observe(("process.uptime", "s"), "Time since the start", move || {
         Some(started.elapsed().as_secs_f64())
     });

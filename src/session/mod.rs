@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::time::{timeout, timeout_at};
 use tracing::field::display;
 use tracing::{Instrument, Span, debug, info, warn};
 
@@ -31,6 +31,7 @@ use self::negotiation::{Outcome, negotiate};
 use self::origin::Origin;
 use self::probe::Probes;
 use self::registry::{NotWaiting, Partner, Registry};
+use crate::accept::Guest;
 use crate::auth::Authenticator;
 use crate::cluster::client::{BridgeError, Peers};
 use crate::cluster::{self, Attach, Incoming, Life};
@@ -163,10 +164,10 @@ pub(crate) struct Party {
     waited: Duration,
 }
 
-/// Serves one accepted connection until it is over. `peer` is at the other end of its socket.
-pub async fn serve(socket: Socket, peer: ClientAddr, listener: Arc<Listener>, shared: Arc<Shared>) {
+/// Serves one accepted connection until it is over.
+pub async fn serve(guest: Guest, listener: Arc<Listener>, shared: Arc<Shared>) {
     // In a box of its own: its memory is free again when the tunnel stands.
-    let welcome = welcome(socket, peer, &listener, &shared).boxed();
+    let welcome = welcome(guest, &listener, &shared).boxed();
     if let Some((party, span)) = welcome.await {
         run(party, span, &shared).await;
     }
@@ -174,12 +175,10 @@ pub async fn serve(socket: Socket, peer: ClientAddr, listener: Arc<Listener>, sh
 
 /// Lets a connection in if there is room for it, and makes it one that can be talked to. What is
 /// logged of it belongs to the span.
-async fn welcome(
-    socket: Socket,
-    peer: ClientAddr,
-    listener: &Listener,
-    shared: &Shared,
-) -> Option<(Box<Party>, Span)> {
+async fn welcome(guest: Guest, listener: &Listener, shared: &Shared) -> Option<(Box<Party>, Span)> {
+    let Guest { socket, peer, since, visit, .. } = guest;
+    // It is counted by other limits from now on.
+    drop(visit);
     let client = listener.transport.client_of(peer);
     let origin = Origin {
         id: ConnectionId::next(),
@@ -190,7 +189,7 @@ async fn welcome(
     let span = origin.span();
     let entering = async {
         match enter(client, shared) {
-            Ok(ticket) => accept((origin, peer), listener, shared, socket, ticket).await,
+            Ok(ticket) => accept((origin, peer), listener, shared, (socket, since), ticket).await,
             Err(refusal) => {
                 refuse(listener, shared, (socket, peer), refusal).await;
                 None
@@ -215,7 +214,7 @@ async fn accept(
     (origin, peer): (Origin, ClientAddr),
     listener: &Listener,
     shared: &Shared,
-    socket: Socket,
+    (socket, since): (Socket, Instant),
     mut ticket: Ticket,
 ) -> Option<Box<Party>> {
     let Telemetry { metrics, tracer, .. } = &shared.telemetry;
@@ -229,7 +228,7 @@ async fn accept(
         ticket.comes_from(client).inspect_err(|refusal| note_refusal(*refusal, client, shared))
     };
     let accepted = listener.transport.accept(socket, peer, &mut admit);
-    match timeout(shared.timeouts.handshake, accepted).await {
+    match timeout_at((since + shared.timeouts.handshake).into(), accepted).await {
         Ok(Ok(Accepted { leg, client_addr, trace_parent, tls })) => {
             let whose = (origin.id, client_addr);
             let trace = tracer.upgraded(whose, transport, trace_parent, began, tls);

@@ -15,11 +15,15 @@ pub mod websocket;
 mod wire;
 
 use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
+use socket2::SockRef;
 use thiserror::Error;
+use tokio::io::Interest;
 use tokio::net::{TcpStream, UnixStream};
 
 use crate::protocol::{Chunk, Close};
@@ -129,6 +133,47 @@ pub enum Socket {
     Tcp(TcpStream),
     /// Over a unix socket.
     Unix(UnixStream),
+}
+
+impl Socket {
+    /// Whether something has come in already, or the connection has ended: known before the runtime
+    /// has looked.
+    pub(crate) fn has_input(&self) -> bool {
+        let peeked = match self {
+            Self::Tcp(tcp) => peek(tcp),
+            Self::Unix(unix) => peek(unix),
+        };
+        !peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    /// Ready when something has come in, or the connection has ended.
+    pub(crate) async fn readable(&self) -> io::Result<()> {
+        loop {
+            // The runtime takes a new socket for readable until somebody has tried.
+            let peeked = match self {
+                Self::Tcp(tcp) => {
+                    tcp.readable().await?;
+                    tcp.try_io(Interest::READABLE, || peek(tcp))
+                }
+                Self::Unix(unix) => {
+                    unix.readable().await?;
+                    unix.try_io(Interest::READABLE, || peek(unix))
+                }
+            };
+            match peeked {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Ok(()) | Err(_) => return Ok(()),
+            }
+        }
+    }
+}
+
+/// Looks for a byte without taking it.
+fn peek<'a, S: AsFd>(socket: &'a S) -> io::Result<()>
+where
+    SockRef<'a>: From<&'a S>,
+{
+    SockRef::from(socket).peek(&mut [MaybeUninit::uninit()]).map(drop)
 }
 
 /// Says whether there is room for this client. A transport asks as soon as it knows whose a
