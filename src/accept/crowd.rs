@@ -3,6 +3,7 @@
 //! The widest network with the most of them gives way first, and in it the oldest that has said the
 //! least: whoever opens many connections displaces its own, and no one else's.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
@@ -32,6 +33,15 @@ struct Rank {
     id: MemberId,
 }
 
+/// The sites are in the order of this: the last one gives way first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Size {
+    members: usize,
+    /// Of equal sites, the one whose first member would give way first does.
+    first: Reverse<Rank>,
+    site: Network,
+}
+
 /// A connection of the crowd.
 pub struct Member {
     /// Where it comes from.
@@ -59,8 +69,7 @@ pub struct Candidate {
 pub struct Crowd {
     members: BTreeMap<MemberId, Member>,
     queues: BTreeMap<Network, BTreeSet<Rank>>,
-    /// The sites by the number of their members.
-    sites: BTreeSet<(usize, Network)>,
+    sites: BTreeSet<Size>,
     last: u64,
 }
 
@@ -132,9 +141,9 @@ impl Crowd {
     /// The member that gives way for a newcomer: of the site with the most members, which is the
     /// newcomer's own where no other one has more.
     pub fn first_for(&self, newcomer: &Networks) -> Option<Candidate> {
-        let (most, site) = *self.sites.last()?;
+        let Size { members, site, .. } = *self.sites.last()?;
         let own = newcomer.site();
-        if self.len_of(own) >= most {
+        if self.len_of(own) >= members {
             self.candidate(own, true)
         } else {
             self.candidate(site, false)
@@ -148,30 +157,39 @@ impl Crowd {
     }
 
     fn enqueue(&mut self, networks: Networks, rank: Rank) {
+        self.unlist(networks.site());
         for network in networks.all() {
-            let queue = self.queues.entry(*network).or_default();
-            if *network == networks.site() {
-                self.sites.remove(&(queue.len(), *network));
-                self.sites.insert((queue.len() + 1, *network));
-            }
-            queue.insert(rank);
+            self.queues.entry(*network).or_default().insert(rank);
         }
+        self.list(networks.site());
     }
 
     fn dequeue(&mut self, networks: Networks, rank: Rank) {
+        self.unlist(networks.site());
         for network in networks.all() {
             let Some(queue) = self.queues.get_mut(network) else { continue };
-            if *network == networks.site() {
-                self.sites.remove(&(queue.len(), *network));
-                if queue.len() > 1 {
-                    self.sites.insert((queue.len() - 1, *network));
-                }
-            }
             queue.remove(&rank);
             if queue.is_empty() {
                 self.queues.remove(network);
             }
         }
+        self.list(networks.site());
+    }
+
+    fn list(&mut self, site: Network) {
+        self.sites.extend(self.size_of(site));
+    }
+
+    fn unlist(&mut self, site: Network) {
+        if let Some(size) = self.size_of(site) {
+            self.sites.remove(&size);
+        }
+    }
+
+    /// The place of a site among the sites, if it has members.
+    fn size_of(&self, site: Network) -> Option<Size> {
+        let queue = self.queues.get(&site)?;
+        Some(Size { members: queue.len(), first: Reverse(*queue.first()?), site })
     }
 }
 
