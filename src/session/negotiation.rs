@@ -24,10 +24,11 @@ use crate::observability::metrics::{self, Step};
 use crate::observability::trace::{Bridging, Ended, Setup};
 use crate::observability::{Occurrence, Telemetry};
 use crate::printable::Printable;
-use crate::protocol::{Action, Close, PairingKey, Role, Token, Verdict};
+use crate::protocol::{Action, Close, PairingKey, Role, Token, TunnelProxyError, Verdict};
 use crate::relay::close_leg;
 use crate::rendezvous::{Answer, Home, Offer, Waiting};
 use crate::transport::End;
+use crate::turn::Turn;
 
 /// Between two tries to reach the node of a partner, with up to half of it taken off at random.
 const RETRY: Duration = Duration::from_secs(1);
@@ -60,7 +61,9 @@ pub(super) async fn negotiate(mut party: Box<Party>, shared: &Arc<Shared>) -> Ou
     // Whether the endpoint may have something to say, and whether its client has.
     let (mut busy, mut finished) = (true, false);
     let mut looked_twice = shared.peers.is_none();
+    let mut turn = Turn::new();
     loop {
+        turn.next().await;
         if let Some(deadline) = party.endpoint.deadline() {
             timer.as_mut().reset(deadline.into());
         }
@@ -71,7 +74,14 @@ pub(super) async fn negotiate(mut party: Box<Party>, shared: &Arc<Shared>) -> Ou
             }
             poll_event(cx, &mut *party.leg, &mut stage, timer.as_mut(), (busy, finished))
         });
-        match event.await {
+        let event = event.await;
+        // A client that has broken a rule must not get a partner.
+        if event.brings_partner()
+            && let Some(close) = say_the_last(&mut party).await
+        {
+            return turned_away(party, stage, event, close, shared).await;
+        }
+        match event {
             Event::Room => match party.endpoint.poll_action() {
                 // Whoever ends its direction before it has a tunnel wants none: it may as well
                 // have ended altogether, which looks the same. It still gets its answers.
@@ -79,12 +89,8 @@ pub(super) async fn negotiate(mut party: Box<Party>, shared: &Arc<Shared>) -> Ou
                     return over(party, stage, None, shared).await;
                 }
                 None => busy = false,
-                Some(Action::Send(message)) => send(&mut *party.leg, message).await,
-                Some(Action::Authenticate(token)) => {
-                    let verdict = Arc::clone(&shared.authenticator).authenticate(token);
-                    let since = Instant::now();
-                    stage = Stage::Authenticating { verdict, since, role: None };
-                }
+                Some(Action::Send(message)) => answer(&mut party, message, &mut turn).await,
+                Some(Action::Authenticate(token)) => stage = authenticate(token, None, shared),
                 Some(Action::Offer(key)) => {
                     party.ticket.authenticated();
                     stage = offer(key, &party, shared);
@@ -95,6 +101,7 @@ pub(super) async fn negotiate(mut party: Box<Party>, shared: &Arc<Shared>) -> Ou
                 Some(Action::Close(close)) => return over(party, stage, Some(close), shared).await,
             },
             Event::Received(chunk) => {
+                turn.spend(chunk.data.len());
                 party.endpoint.receive(&chunk);
                 busy = true;
             }
@@ -125,20 +132,16 @@ pub(super) async fn negotiate(mut party: Box<Party>, shared: &Arc<Shared>) -> Ou
             }
             Event::Registered(result) => {
                 busy = true;
-                if let Stage::Registering { role, .. } = stage {
-                    enrolment::note(role, result.as_ref().err().copied(), shared);
-                }
-                stage = Stage::Greeting;
-                party.endpoint.registered(result.as_ref().map(|_| ()).map_err(|error| *error));
+                let refused = result.as_ref().err().copied();
+                stage = answer_registration(&mut party, &stage, refused, shared);
                 // What is refused is closed when that has been said.
                 if let Ok(enrolled) = result {
                     return registered(party, enrolled, shared).await;
                 }
             }
             Event::Retry => {
-                if let Stage::Retrying { key, .. } = stage {
-                    stage = offer(key, &party, shared);
-                }
+                let Stage::Retrying { key, .. } = stage else { continue };
+                stage = offer(key, &party, shared);
             }
             Event::Partner(partner) => return met(party, stage, partner, shared),
             Event::Deadline => {
@@ -151,6 +154,17 @@ pub(super) async fn negotiate(mut party: Box<Party>, shared: &Arc<Shared>) -> Ou
             Event::Ended(end) => return ended(party, stage, end, shared).await,
         }
     }
+}
+
+async fn answer(party: &mut Party, message: String, turn: &mut Turn) {
+    turn.spend_answer(message.len());
+    send(&mut *party.leg, message).await;
+}
+
+/// Has a token checked, for a registration if there is a role.
+fn authenticate(token: Token, role: Option<Role>, shared: &Shared) -> Stage {
+    let verdict = Arc::clone(&shared.authenticator).authenticate(token);
+    Stage::Authenticating { verdict, since: Instant::now(), role }
 }
 
 /// Acts on what came of a token.
@@ -178,9 +192,7 @@ fn register(
     shared: &Arc<Shared>,
 ) -> (Box<Party>, Stage) {
     if let Some(token) = token {
-        let verdict = Arc::clone(&shared.authenticator).authenticate(token);
-        let since = Instant::now();
-        return (party, Stage::Authenticating { verdict, since, role: Some(role) });
+        return (party, authenticate(token, Some(role), shared));
     }
     let label = match role {
         Role::Gateway(_) => "gateway",
@@ -188,6 +200,20 @@ fn register(
     };
     let (party, enrolling) = enrolment::enrol(party, role, shared);
     (party, Stage::Registering { enrolling, role: label })
+}
+
+/// Has the endpoint answer that it is registered, or why it is `refused`.
+fn answer_registration(
+    party: &mut Party,
+    stage: &Stage,
+    refused: Option<TunnelProxyError>,
+    shared: &Shared,
+) -> Stage {
+    if let Stage::Registering { role, .. } = stage {
+        enrolment::note(role, refused, shared);
+    }
+    party.endpoint.registered(refused.map_or(Ok(()), Err));
+    Stage::Greeting
 }
 
 /// Tells the endpoint that it is registered, before anything else can reach it.
@@ -441,13 +467,23 @@ async fn ended(mut party: Box<Party>, stage: Stage, end: End, shared: &Arc<Share
 
 /// Ends the connection. Its place in the rendezvous is free before the goodbye is said.
 async fn over(
-    mut party: Box<Party>,
+    party: Box<Party>,
     stage: Stage,
     close: Option<Close>,
     shared: &Arc<Shared>,
 ) -> Outcome {
+    let outcome = withdraw(stage, close.map_or("left", Close::class), shared);
+    end(party, close, outcome, shared).await
+}
+
+/// Says goodbye to the endpoint, which has left the rendezvous.
+async fn end(
+    mut party: Box<Party>,
+    close: Option<Close>,
+    outcome: Outcome,
+    shared: &Arc<Shared>,
+) -> Outcome {
     let label = close.map_or("left", Close::class);
-    let outcome = withdraw(stage, label, shared);
     shared.telemetry.metrics.connection_closed(label);
     party.gauge.enter(metrics::Stage::Greeting);
     if let Some(close) = close {
@@ -490,12 +526,52 @@ fn withdraw(stage: Stage, why: &'static str, shared: &Arc<Shared>) -> Outcome {
     if shared.registry.withdraw(entry.offer.id) {
         return Outcome::Over;
     }
-    match partner.try_recv() {
-        Ok(Partner::Here(partner)) => Outcome::Orphan(partner),
-        Ok(Partner::There(bridge)) => {
+    partner.try_recv().map_or(Outcome::Over, without_partner)
+}
+
+/// What becomes of the endpoint that was handed over to one that ends: it waits again.
+fn without_partner(partner: Partner) -> Outcome {
+    match partner {
+        Partner::Here(partner) => Outcome::Orphan(partner),
+        Partner::There(bridge) => {
             bridge.answer.refuse(Refusal::Gone);
             Outcome::Over
         }
-        Err(_) => Outcome::Over,
     }
+}
+
+/// Closes an endpoint at the moment in which it would get its partner, which is free again.
+async fn turned_away(
+    party: Box<Party>,
+    stage: Stage,
+    event: Event,
+    close: Close,
+    shared: &Arc<Shared>,
+) -> Outcome {
+    if let (Event::Answer(Answer::Claimed(waiting)), Stage::Offering { entry, .. }) =
+        (&event, &stage)
+    {
+        shared.rendezvous.give_back(entry.offer.key, waiting.id, entry.offer.id);
+    }
+    match (event, stage) {
+        (Event::Partner(partner), stage) => {
+            withdraw(stage, close.class(), shared);
+            end(party, Some(close), without_partner(partner), shared).await
+        }
+        (Event::Bridge(Ok(bridged)), Stage::Bridging { claim, .. }) => {
+            leave_bridge(bridged, claim, shared);
+            over(party, Stage::Greeting, Some(close), shared).await
+        }
+        (_, stage) => over(party, stage, Some(close), shared).await,
+    }
+}
+
+/// Ends a tunnel of which the other node's endpoint has been told already.
+fn leave_bridge(bridged: Bridged, mut claim: Claim, shared: &Shared) {
+    claim.settle();
+    let Bridged { mut leg, .. } = bridged;
+    let patience = shared.timeouts.close;
+    shared.lifecycle.spawn(async move {
+        close_leg(&mut *leg, Some(Close::OtherLost), patience).await;
+    });
 }

@@ -130,6 +130,13 @@ pub(super) enum Event {
     Draining,
 }
 
+impl Event {
+    /// Whether the endpoint would be given a partner by it, or the prospect of one.
+    pub(super) fn brings_partner(&self) -> bool {
+        matches!(self, Self::Partner(_) | Self::Answer(_) | Self::Bridge(_))
+    }
+}
+
 /// What happens next. Ready with [`Event::Room`] as long as the endpoint is `busy`.
 pub(super) fn poll_event(
     cx: &mut Context<'_>,
