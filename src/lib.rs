@@ -19,6 +19,7 @@ pub mod ids;
 pub mod printable;
 pub mod protocol;
 pub mod trace_parent;
+mod turn;
 pub mod unix_socket;
 
 pub mod config;

@@ -61,6 +61,8 @@ pub enum Close {
     TransportViolation,
     /// A text message that is not UTF-8.
     InvalidText,
+    /// The endpoint sent frames without data too often before it had a tunnel.
+    IdleFrames,
     /// The endpoint took none of its data for `timeouts.stalled`.
     Stalled,
     /// The endpoint answered no pings.
@@ -89,6 +91,7 @@ impl Close {
             | Self::ForbiddenCall
             | Self::SilentGateway
             | Self::Backlog
+            | Self::IdleFrames
             | Self::Stalled => 1008,
             Self::RequestTooLarge | Self::MessageTooLarge => 1009,
             Self::Fault => 1011,
@@ -133,6 +136,9 @@ impl Close {
             Self::MessageTooLarge => "The message is too large for this server.",
             Self::TransportViolation => "The data violates the transport protocol.",
             Self::InvalidText => "A text message must be UTF-8.",
+            Self::IdleFrames => {
+                "Too many frames without data came before the tunnel was established."
+            }
             Self::Stalled => "No data was taken for too long.",
             Self::Unresponsive => "No answer to pings.",
             Self::Fault => "The server failed.",
@@ -168,6 +174,7 @@ impl Close {
             Self::MessageTooLarge => "message_too_large",
             Self::TransportViolation => "transport_violation",
             Self::InvalidText => "invalid_text",
+            Self::IdleFrames => "idle_frames",
             Self::Stalled => "stalled",
             Self::Unresponsive => "unresponsive",
             Self::Fault => "fault",

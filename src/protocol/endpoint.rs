@@ -11,7 +11,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use super::call::{Authenticate, Call, Register, resolve};
-use super::json_stream::{FramingError, JsonStream, is_white_space};
+use super::json_stream::{FramingError, JsonStream, MAX_REQUEST, is_white_space};
 use super::message::{Refusal, error_response, notification, parse_request, success_response};
 use super::methods::{
     ESTABLISHED_GENERATION_1, ESTABLISHED_GENERATION_2, ServerInfo, hello, introspection,
@@ -39,8 +39,11 @@ pub struct Endpoint {
     rules: Rules,
     state: State,
     inbox: JsonStream,
-    /// The message that the inbox holds is complete.
+    /// The message that came last is complete.
     message_ended: bool,
+    /// What has come since the last request and is not part of any: bytes of white space, and
+    /// empty pieces.
+    blank: usize,
     requests: u32,
     actions: VecDeque<Action>,
 }
@@ -57,7 +60,8 @@ impl Endpoint {
             rules,
             state,
             inbox: JsonStream::default(),
-            message_ended: false,
+            message_ended: true,
+            blank: 0,
             requests: 0,
             actions: VecDeque::new(),
         }
@@ -125,20 +129,41 @@ impl Endpoint {
     /// Takes a chunk of a message from the client, until the tunnel stands or the connection is
     /// registered. [`Endpoint::poll_action`] must have had nothing more to say just before.
     pub fn receive(&mut self, chunk: &Chunk) {
+        let belongs_to_request = self.is_trailing_space(chunk);
+        self.message_ended = chunk.last;
         match self.state {
             State::Greeting { .. } if chunk.kind != Kind::Binary => {
                 self.inbox.push(&chunk.data);
-                self.message_ended = chunk.last;
+                self.count_blank(chunk);
             }
             State::Greeting { .. } => {
                 self.refuse(&Refusal::not_json("it must come in a text message"));
             }
             State::Authenticating { .. } | State::Waiting { .. } | State::Registering { .. } => {
-                if !is_trailing_space(chunk) {
+                if belongs_to_request {
+                    self.count_blank(chunk);
+                } else {
                     self.close(Close::EarlyData);
                 }
             }
             State::Established | State::Registered { .. } | State::Closed => {}
+        }
+    }
+
+    /// Whether this is white space behind a request, or an empty frame, in the same message. On a
+    /// byte stream, where messages never end, it may come in a read of its own.
+    fn is_trailing_space(&self, chunk: &Chunk) -> bool {
+        let same_message = !(self.message_ended && chunk.last);
+        same_message && chunk.kind != Kind::Binary && is_blank(&chunk.data)
+    }
+
+    /// What brings no request forward may be as much as the largest request.
+    fn count_blank(&mut self, chunk: &Chunk) {
+        if chunk.data.is_empty() || (!self.inbox.is_within_object() && is_blank(&chunk.data)) {
+            self.blank += chunk.data.len().max(1);
+            if self.blank > MAX_REQUEST {
+                self.close(Close::RequestTooLarge);
+            }
         }
     }
 
@@ -151,6 +176,9 @@ impl Endpoint {
     pub fn authenticated(&mut self, now: Instant, verdict: Verdict) {
         if verdict != Verdict::Valid {
             return self.refuse_authentication(verdict);
+        }
+        if self.closes_for_early_data() {
+            return;
         }
         if let State::Registering { token_unchecked, .. } = &mut self.state {
             *token_unchecked = false;
@@ -191,6 +219,9 @@ impl Endpoint {
 
     /// Takes what came of [`Action::Register`].
     pub fn registered(&mut self, result: Result<(), TunnelProxyError>) {
+        if self.closes_for_early_data() {
+            return;
+        }
         let State::Registering { request, role, token_unchecked, .. } = &self.state else { return };
         let (request, role) = (*request, role.clone());
         // A token that nobody has found valid opens nothing.
@@ -241,19 +272,30 @@ impl Endpoint {
     fn handle_input(&mut self) -> bool {
         match self.state {
             State::Greeting { .. } => self.handle_next_request(),
-            State::Authenticating { .. } | State::Waiting { .. } | State::Registering { .. }
-                if !self.inbox.is_empty() =>
-            {
-                self.close(Close::EarlyData);
+            State::Authenticating { .. } | State::Waiting { .. } | State::Registering { .. } => {
+                self.closes_for_early_data()
+            }
+            State::Established | State::Registered { .. } | State::Closed => false,
+        }
+    }
+
+    /// Closes the connection if there is data behind its request. It must get no partner, to which
+    /// that data would be lost.
+    fn closes_for_early_data(&mut self) -> bool {
+        let pending = match self.state {
+            State::Authenticating { .. } | State::Waiting { .. } | State::Registering { .. } => {
                 true
             }
-            State::Authenticating { .. }
-            | State::Waiting { .. }
-            | State::Registering { .. }
+            State::Greeting { .. }
             | State::Established
             | State::Registered { .. }
             | State::Closed => false,
+        };
+        let closes = pending && !self.inbox.is_empty();
+        if closes {
+            self.close(Close::EarlyData);
         }
+        closes
     }
 
     fn handle_next_request(&mut self) -> bool {
@@ -268,6 +310,7 @@ impl Endpoint {
 
     fn handle_request(&mut self, json: &[u8]) {
         self.requests += 1;
+        self.blank = 0;
         if self.requests > self.rules.requests {
             return self.close(Close::TooManyRequests);
         }
@@ -372,9 +415,8 @@ impl Endpoint {
     }
 }
 
-/// On a byte stream, the white space behind a request may come in a read of its own.
-fn is_trailing_space(chunk: &Chunk) -> bool {
-    !chunk.last && chunk.data.iter().copied().all(is_white_space)
+fn is_blank(data: &[u8]) -> bool {
+    data.iter().copied().all(is_white_space)
 }
 
 #[cfg(test)]

@@ -275,7 +275,7 @@ fn binary_is_no_request() {
 
 #[test]
 fn requests_larger_than_10_kib_end_the_connection() {
-    let params = format!(r#""token":"{}""#, "x".repeat(super::super::MAX_REQUEST));
+    let params = format!(r#""token":"{}""#, "x".repeat(MAX_REQUEST));
     assert_eq!(
         Fixture::new().text(&authenticate(0, &params)),
         [Action::Close(Close::RequestTooLarge)]
@@ -308,6 +308,71 @@ fn data_before_the_tunnel_stands_closes() {
     assert_eq!(authenticating.verdict(Verdict::Valid), [], "closed is closed");
 
     assert_eq!(Fixture::waiting(GENERATION_1).text(hello), early);
+}
+
+#[test]
+fn whoever_sends_early_data_gets_no_partner_however_fast_the_verdict_comes() {
+    let mut fixture = Fixture::new();
+    fixture.endpoint.receive(&Chunk::text(authenticate(0, GENERATION_1) + "x"));
+    let authenticating = fixture.endpoint.poll_action();
+    assert!(matches!(authenticating, Some(Action::Authenticate(_))), "{authenticating:?}");
+    assert_eq!(fixture.verdict(Verdict::Valid), [Action::Close(Close::EarlyData)]);
+    assert!(fixture.endpoint.offer().is_none());
+}
+
+#[test]
+fn white_space_and_empty_frames_behind_a_request_belong_to_it() {
+    let mut fixture = Fixture::new();
+    let request = Chunk { last: false, ..Chunk::text(authenticate(0, GENERATION_1)) };
+    fixture.endpoint.receive(&request);
+    assert!(matches!(fixture.actions()[..], [Action::Authenticate(_)]));
+    for (text, last) in [("\n", false), ("", false), (" ", true)] {
+        fixture.endpoint.receive(&Chunk { last, ..Chunk::text(text) });
+        assert_eq!(fixture.actions(), [], "{text:?}");
+    }
+    // That was the end of its message.
+    assert_eq!(fixture.text(" "), [Action::Close(Close::EarlyData)]);
+}
+
+#[test]
+fn what_is_part_of_no_request_has_a_limit() {
+    let too_large = [Action::Close(Close::RequestTooLarge)];
+    let blank = |length: usize| " ".repeat(length);
+    for piece in [blank(1), blank(1000), String::new()] {
+        let mut fixture = Fixture::new();
+        let pieces = MAX_REQUEST / piece.len().max(1);
+        for _ in 0..pieces {
+            assert_eq!(fixture.text(&piece), []);
+        }
+        let hello = r#"{"id":1,"method":"RemoteProxy.Hello"}"#;
+        assert!(matches!(fixture.text(hello)[..], [Action::Send(_)]), "it was not too much");
+        for _ in 0..pieces {
+            assert_eq!(fixture.text(&piece), []);
+        }
+        assert_eq!(fixture.text(&blank(MAX_REQUEST)), too_large, "{} bytes", piece.len());
+    }
+
+    let mut waiting = Fixture::waiting(GENERATION_1);
+    let space = Chunk { last: false, ..Chunk::text(blank(MAX_REQUEST)) };
+    waiting.endpoint.receive(&space);
+    assert_eq!(waiting.actions(), []);
+    waiting.endpoint.receive(&space);
+    assert_eq!(waiting.actions(), too_large);
+}
+
+#[test]
+fn a_request_may_be_cut_into_any_number_of_pieces_with_empty_ones_in_between() {
+    let mut fixture = Fixture::new();
+    let name = "n".repeat(MAX_REQUEST - 200);
+    let request = authenticate(0, &format!(r#""token":"t","uuid":"u","name":"{name}""#));
+    let mut actions = Vec::new();
+    for byte in request.chars() {
+        for text in [String::new(), byte.to_string()] {
+            fixture.endpoint.receive(&Chunk { last: false, ..Chunk::text(text) });
+            actions.extend(fixture.actions());
+        }
+    }
+    assert!(matches!(actions[..], [Action::Authenticate(_)]), "{actions:?}");
 }
 
 #[test]

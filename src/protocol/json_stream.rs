@@ -80,6 +80,11 @@ impl JsonStream {
         self.buffer.iter().all(|byte| is_white_space(*byte))
     }
 
+    /// Whether an object has begun and is not complete.
+    pub(super) fn is_within_object(&self) -> bool {
+        self.scanned > 0
+    }
+
     /// What has come behind the objects that were given out, white space included.
     pub(crate) fn into_rest(self) -> Vec<u8> {
         self.buffer

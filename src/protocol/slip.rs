@@ -106,6 +106,12 @@ impl Decoder {
     pub fn next_event(&mut self, input: &mut impl Buf) -> Option<Event> {
         while input.has_remaining() {
             let chunk = input.chunk();
+            if self.is_between_frames() && chunk[0] == END {
+                // Empty frames, all at once.
+                let empty = chunk.iter().take_while(|byte| **byte == END).count();
+                input.advance(empty);
+                continue;
+            }
             let window = &chunk[..chunk.len().min(self.room())];
             let end = memchr(END, window);
             let raw = &window[..end.unwrap_or(window.len())];
@@ -126,6 +132,10 @@ impl Decoder {
         }
         let to_pass_on = matches!(self.frame, Frame::Streamed { .. }) && !self.held.is_empty();
         to_pass_on.then(|| self.pass_on())
+    }
+
+    fn is_between_frames(&self) -> bool {
+        matches!(self.frame, Frame::Held) && self.held.is_empty() && !self.escaped
     }
 
     /// How many more bytes can be held; no input is larger decoded than it was encoded.

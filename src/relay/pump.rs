@@ -5,12 +5,11 @@ use std::task::{Context, Poll, ready};
 use crate::observability::Traffic;
 use crate::protocol::{Chunk, Close};
 use crate::transport::{End, Leg};
+use crate::turn::{Turn, yield_turn};
 
 /// The most bytes handed to a leg at once; larger chunks are cut. It bounds what a leg has to
 /// buffer, whatever the size of messages.
 const PIECE: usize = 64 * 1024;
-/// Chunks moved in one go; other tasks of this thread get their turn behind them.
-const CHUNKS_PER_POLL: usize = 64;
 
 /// Why a pump stops.
 pub(super) enum Stop {
@@ -72,13 +71,17 @@ impl Pump {
             Course::Flowing if self.broken => return Poll::Pending,
             Course::Flowing => {}
         }
-        for _ in 0..CHUNKS_PER_POLL {
+        let mut turn = Turn::new();
+        while !turn.is_over() {
             if let Err(end) = ready!(self.poll_send_held(cx, sink)) {
                 self.broken = true;
                 return Poll::Ready(Stop::Sink(end));
             }
             match source.poll_recv(cx) {
-                Poll::Ready(Ok(chunk)) => self.held = Some(chunk),
+                Poll::Ready(Ok(chunk)) => {
+                    turn.spend(chunk.data.len());
+                    self.held = Some(chunk);
+                }
                 Poll::Ready(Err(End::Finished)) => {
                     let told = if sink.send_end(cx) { Told::End } else { Told::Goodbye };
                     if told == Told::Goodbye {
@@ -103,8 +106,7 @@ impl Pump {
                 }
             }
         }
-        cx.waker().wake_by_ref();
-        Poll::Pending
+        yield_turn(cx)
     }
 
     /// Whether its source has finished and all of that has been delivered.

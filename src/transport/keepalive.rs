@@ -109,13 +109,30 @@ impl Keepalive {
         self.caught_up = true;
     }
 
-    /// Whether data is waiting for the endpoint to take it.
-    pub(super) fn set_blocked(&mut self, blocked: bool, now: impl FnOnce() -> Instant) {
-        if blocked {
+    /// Notes whether data is `blocked`, waiting for the endpoint to take it, and whether the
+    /// endpoint has taken some of it. Returns for how long it had taken none before that.
+    pub(super) fn set_blocked(
+        &mut self,
+        blocked: bool,
+        has_taken: bool,
+        now: impl FnOnce() -> Instant,
+    ) -> Option<Duration> {
+        if blocked && !has_taken {
             self.blocked_since.get_or_insert_with(now);
-        } else {
-            self.blocked_since = None;
+            return None;
         }
+        let since = self.blocked_since.take();
+        if !blocked && since.is_none() {
+            return None;
+        }
+        let now = now();
+        self.blocked_since = blocked.then_some(now);
+        since.map(|since| now.saturating_duration_since(since))
+    }
+
+    /// Whether data waits for the endpoint to take it.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.blocked_since.is_some()
     }
 
     /// Whether [`Keepalive::tick`] may be called before it is due.
@@ -273,7 +290,7 @@ mod tests {
         keepalive.heard();
         keepalive.caught_up();
         assert_eq!(keepalive.tick(start + within), Tick::Nothing);
-        keepalive.set_blocked(true, || start);
+        keepalive.set_blocked(true, false, || start);
         assert!(!keepalive.probe(start + within));
     }
 
@@ -321,9 +338,29 @@ mod tests {
         let start = Instant::now();
         let mut keepalive = Keepalive::new(PATIENCE, start);
         keepalive.caught_up();
-        keepalive.set_blocked(true, || start);
+        keepalive.set_blocked(true, false, || start);
         let ticks = ticks(&mut keepalive, start, Duration::from_secs(1000));
         assert_eq!(ticks, [(PATIENCE.stalled, Tick::GiveUp(Close::Stalled))]);
+    }
+
+    #[test]
+    fn an_endpoint_that_takes_its_data_slowly_is_not_stalled() {
+        let start = Instant::now();
+        let mut keepalive = Keepalive::new(PATIENCE, start);
+        assert_eq!(keepalive.set_blocked(false, true, || unreachable!("nothing waited")), None);
+        for round in 0..10 {
+            let now = start + PATIENCE.stalled * round;
+            assert_eq!(keepalive.tick(now), Tick::Nothing);
+            keepalive.set_blocked(true, false, || now);
+            let later = now + PATIENCE.stalled / 2;
+            assert_eq!(keepalive.set_blocked(true, false, || later), None);
+            let waited = keepalive.set_blocked(true, true, || later);
+            let expected = if round == 0 { PATIENCE.stalled / 2 } else { PATIENCE.stalled };
+            assert_eq!(waited, Some(expected));
+        }
+        let end = start + PATIENCE.stalled * 10;
+        assert_eq!(keepalive.set_blocked(false, true, || end), Some(PATIENCE.stalled / 2));
+        assert!(!keepalive.is_blocked());
     }
 
     #[test]

@@ -16,7 +16,7 @@ use rustls::ServerConfig;
 use self::leg::StreamLeg;
 use super::proxied::{client_in_front, speaks_for_others};
 use super::tls::ServerTls;
-use super::wire::{Plain, Secure, Wire};
+use super::wire::{Plain, Secure, Wire, tune};
 use super::{AcceptError, Accepted, Admit, ClientAddr, Patience, Socket, Transport};
 use crate::config::Proxies;
 
@@ -76,8 +76,7 @@ impl Transport for StreamTransport {
             };
             let client = client_in_front(&mut tcp, peer, &self.proxies).await?;
             admitted(client)?;
-            // Small messages must not wait for the acknowledgement of those before them.
-            tcp.set_nodelay(true).map_err(AcceptError::Io)?;
+            tune(&tcp).map_err(AcceptError::Io)?;
             Ok(match &self.tls {
                 Some(config) => {
                     let secure = Secure::accept(tcp, Arc::clone(config));

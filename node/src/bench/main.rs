@@ -10,6 +10,7 @@ mod delay;
 mod endpoint;
 mod flood;
 mod floor;
+mod hostile;
 mod idle;
 mod latency;
 mod load;
@@ -74,6 +75,8 @@ enum Command {
     Neighbours(neighbours::Options),
     /// Speed of a gateway to its apps while one of them is stalled
     Apps(apps::Options),
+    /// Round trips of a tunnel while strangers flood the node with what costs them nothing
+    Hostile(hostile::Options),
     /// CPU of a node that counts and traces, compared with one that does not
     Observed(observed::Options),
     /// The least that a TLS relay costs: accepts, connects, copies, and knows no bounds
@@ -115,6 +118,7 @@ async fn run(command: &Command) -> anyhow::Result<ExitCode> {
         Command::Stalled(options) => stalled::run(options).await,
         Command::Neighbours(options) => neighbours::run(options).await,
         Command::Apps(options) => apps::run(options).await,
+        Command::Hostile(options) => hostile::run(options).await,
         Command::Observed(options) => observed::run(options).await,
         Command::Floor(options) => floor::run(options).await,
         Command::Delay(options) => delay::run(options).await,

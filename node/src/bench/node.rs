@@ -10,6 +10,8 @@ use tokio::time::timeout;
 
 const START: Duration = Duration::from_secs(30);
 const ANNOUNCEMENT: &str = "listening on ";
+/// The setting that says where to listen, in place of a port.
+pub(crate) const LISTENERS: &str = "REMOTEPROXY__LISTEN";
 
 /// A node that lives as long as this value.
 pub(crate) struct Started {
@@ -42,8 +44,10 @@ impl Started {
 
     async fn start(settings: &[(&str, &str)]) -> anyhow::Result<Self> {
         let program = std::env::current_exe()?.with_file_name("nymea-remoteproxy");
+        let has_listeners = settings.iter().any(|(key, _)| *key == LISTENERS);
+        let port = if has_listeners { &[][..] } else { &["--port", "0"] };
         let mut child = Command::new(&program)
-            .args(["--port", "0"])
+            .args(port)
             // With its defaults, whatever the settings of this shell are.
             .env_clear()
             .env("REMOTEPROXY__LOG__FORMAT", "human")

@@ -18,13 +18,12 @@ use crate::observability::{AppRecord, Occurrence, Telemetry};
 use crate::protocol::slip::{self, Decoder, PROXY_ADDRESS};
 use crate::protocol::{Chunk, Close, ControlAction, GatewayControl, TunnelProxyError};
 use crate::transport::{End, Leg};
+use crate::turn::{Turn, yield_turn};
 
 /// Frames are put together up to this many bytes, and then sent as one message.
 const BLOCK: usize = 64 * 1024;
 /// What an app may send in one turn, in bytes; then it is the next one's turn.
 const TURN: usize = 16 * 1024;
-/// Frames and messages handled in one go; other tasks of this thread get their turn behind them.
-const STEPS_PER_POLL: usize = 64;
 /// An app whose backlog is full must take half of it within this time, for which the gateway is
 /// not read. So an app that takes 2 MiB/s (by default) slows its gateway down as any reader does its
 /// writer; one that takes less is closed, and has cost the others no more than this.
@@ -54,6 +53,8 @@ pub(super) struct Driver<'a> {
     input: Bytes,
     /// The app that the gateway has to wait for, and until when.
     full: Option<(u16, Instant)>,
+    /// What is left of the work in one poll.
+    turn: Turn,
     /// Frames for the gateway.
     out: BytesMut,
     flushed: bool,
@@ -85,6 +86,7 @@ impl<'a> Driver<'a> {
             decoder: Decoder::default(),
             input: Bytes::new(),
             full: None,
+            turn: Turn::new(),
             out: BytesMut::new(),
             flushed: false,
             closing: None,
@@ -128,7 +130,9 @@ impl<'a> Driver<'a> {
         if let Poll::Ready(end) = self.leg.poll_health(cx) {
             return Poll::Ready(Over::Ended(end));
         }
-        for _ in 0..STEPS_PER_POLL {
+        self.turn = Turn::new();
+        while !self.turn.is_over() {
+            self.turn.spend(0);
             let moved = self.poll_out(cx).and_then(|out| Ok(out | self.poll_in(cx)?));
             match moved {
                 Ok(true) => {}
@@ -137,8 +141,7 @@ impl<'a> Driver<'a> {
                 Err(over) => return Poll::Ready(over),
             }
         }
-        cx.waker().wake_by_ref();
-        Poll::Pending
+        yield_turn(cx)
     }
 
     fn due(&self) -> Instant {
@@ -182,6 +185,7 @@ impl<'a> Driver<'a> {
                 Poll::Ready(Ok(())) => {}
             }
             let block = self.out.split().freeze();
+            self.turn.spend(block.len());
             self.hub.record.bytes.add_sent(block.len());
             self.flushed = false;
             self.leg.send(cx, Chunk::binary(block)).map_err(Over::Ended)?;
@@ -222,6 +226,7 @@ impl<'a> Driver<'a> {
     fn act(&mut self, action: ControlAction) {
         match action {
             ControlAction::Send(message) => {
+                self.turn.spend_answer(message.len());
                 slip::encode(PROXY_ADDRESS, message.as_bytes(), &mut self.out);
             }
             ControlAction::Disconnect { request, address } => {
@@ -309,6 +314,7 @@ impl<'a> Driver<'a> {
                 self.control.heard(now);
                 self.hub.record.heard(now);
                 self.hub.record.bytes.add_received(chunk.data.len());
+                self.turn.spend(chunk.data.len());
                 self.input = chunk.data;
                 Ok(true)
             }

@@ -8,6 +8,7 @@ use super::hub::Hub;
 use super::lane::{Below, Goodbye, Lane};
 use crate::protocol::{Chunk, Close};
 use crate::transport::{End, Leg};
+use crate::turn::{Turn, yield_turn};
 
 /// One app's end of its gateway. Dropping it detaches the app.
 pub(in crate::session) struct GatewayPort {
@@ -88,12 +89,14 @@ impl Leg for GatewayPort {
     }
 
     fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        while !self.left {
-            if ready!(self.poll_recv(cx)).is_err() {
-                break;
+        let mut turn = Turn::new();
+        while !turn.is_over() {
+            match ready!(self.poll_recv(cx)) {
+                Ok(chunk) => turn.spend(chunk.data.len()),
+                Err(_) => return Poll::Ready(()),
             }
         }
-        Poll::Ready(())
+        yield_turn(cx)
     }
 
     fn poll_shutdown(&mut self, _cx: &mut Context<'_>) -> Poll<()> {

@@ -16,9 +16,8 @@ use crate::protocol::{Chunk, Close};
 use crate::transport::wire::blocks::give_back;
 use crate::transport::wire::{STAGE, Watch, Wire};
 use crate::transport::{End, Leg, Patience};
+use crate::turn::{Turn, yield_turn};
 
-/// Reads that are thrown away in one go; other tasks of this thread get their turn behind them.
-const READS_PER_POLL: usize = 64;
 /// Intervals of the keepalive without any sign of life that end a connection.
 const INTERVALS: u32 = 3;
 
@@ -252,13 +251,14 @@ impl<W: Wire> Leg for StreamLeg<W> {
     }
 
     fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        for _ in 0..READS_PER_POLL {
-            if ready!(self.poll_recv(cx)).is_err() {
-                return Poll::Ready(());
+        let mut turn = Turn::new();
+        while !turn.is_over() {
+            match ready!(self.poll_recv(cx)) {
+                Ok(chunk) => turn.spend(chunk.data.len()),
+                Err(_) => return Poll::Ready(()),
             }
         }
-        cx.waker().wake_by_ref();
-        Poll::Pending
+        yield_turn(cx)
     }
 
     fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<()> {

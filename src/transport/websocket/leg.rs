@@ -8,22 +8,27 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use futures_util::FutureExt;
 use tokio::time::{Sleep, sleep_until};
 
-use super::codec::{Event, Opcode, Reader, Violation, Writer, control_frame};
+use super::codec::{Event, Reader, Violation};
+use super::idle::IdleFrames;
+use super::outbox::Outbox;
 use crate::protocol::{Chunk, Close, Kind, TextOrBinary};
 use crate::transport::keepalive::{Keepalive, Tick};
+use crate::transport::wire::Wire;
 use crate::transport::wire::blocks::give_back;
-use crate::transport::wire::{STAGE, Wire};
 use crate::transport::{End, Leg};
+use crate::turn::{Turn, yield_turn};
 
 /// The largest message until [`Leg::set_message_limit`] says otherwise. One message may hold
 /// several requests.
 const FIRST_MESSAGE_LIMIT: u64 = 64 * 1024;
-/// Events handled in one go; other tasks of this thread get their turn behind them.
-const EVENTS_PER_POLL: usize = 64;
+/// Frames without data that are handled in one go.
+const CONTROL_FRAMES: u32 = 16;
+/// What a pong counts for, which may be a write of its own, in bytes.
+const PONG: usize = 12 * 1024;
 /// How long the beginning of a code point waits for its rest, when what is sent comes from a stream
 /// of bytes. Longer than a network keeps the parts of a message apart, and too short to be noticed
 /// where they are not text and the endpoint waits for them.
@@ -36,15 +41,15 @@ pub(super) struct WebSocketLeg<W> {
     wire: W,
     inbox: BytesMut,
     reader: Reader,
-    writer: Writer,
+    outbox: Outbox,
+    /// Counted until the endpoint has a tunnel.
+    idle: Option<IdleFrames>,
     /// Makes messages of a stream of bytes.
     stream: TextOrBinary,
     /// When what it holds back goes out nevertheless.
     part_due: Option<Instant>,
     /// When data that waits must have got an answer, as somebody asked for a sign of life.
     answer_by: Option<Instant>,
-    /// A ping that has not been answered; a later one takes its place (RFC 6455, section 5.5.3).
-    ping: Option<Bytes>,
     /// The frames that come make no sense any more, only bytes can be read.
     broken: bool,
     said_goodbye: bool,
@@ -60,11 +65,11 @@ impl<W: Wire> WebSocketLeg<W> {
             wire,
             inbox,
             reader: Reader::new(FIRST_MESSAGE_LIMIT),
-            writer: Writer::default(),
+            outbox: Outbox::default(),
+            idle: Some(IdleFrames::new(Instant::now())),
             stream: TextOrBinary::default(),
             part_due: None,
             answer_by: None,
-            ping: None,
             broken: false,
             said_goodbye: false,
             heard_goodbye: false,
@@ -73,31 +78,32 @@ impl<W: Wire> WebSocketLeg<W> {
         }
     }
 
-    /// Writes what is staged.
+    /// Writes what there is to write.
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
-        // Whoever pings and takes no answers must not make them pile up.
-        if self.wire.staged() < STAGE
-            && let Some(payload) = self.ping.take()
-            && !self.said_goodbye
-        {
-            self.wire.stage(&control_frame(Opcode::Pong, &payload));
+        loop {
+            self.outbox.fill(&mut self.wire, self.keepalive.is_blocked());
+            let before = self.wire.staged();
+            let drained = self.wire.poll_drain(cx);
+            let has_taken = drained.is_ready() || self.wire.staged() < before;
+            let blocked = drained.is_pending();
+            if let Some(time) = self.keepalive.set_blocked(blocked, has_taken, Instant::now) {
+                self.outbox.has_waited(time);
+            }
+            ready!(drained).map_err(End::Lost)?;
+            if !self.outbox.is_waiting() {
+                return Poll::Ready(Ok(()));
+            }
         }
-        let drained = self.wire.poll_drain(cx);
-        self.keepalive.set_blocked(drained.is_pending(), Instant::now);
-        drained.map_err(End::Lost)
     }
 
-    /// Stages a message, or a piece of one.
-    fn stage(&mut self, chunk: &Chunk) {
-        let header = self.writer.header(chunk);
-        self.wire.stage(header.as_ref());
-        self.wire.stage(&chunk.data);
+    fn put(&mut self, chunk: Chunk) {
+        self.outbox.put(&mut self.wire, chunk);
     }
 
     /// Stages what the next bytes of a stream make.
     fn stage_stream(&mut self, cx: &mut Context<'_>, chunk: Chunk) {
         if let Some(message) = self.stream.push(chunk.data) {
-            self.stage(&message);
+            self.put(message);
         }
         self.part_due = self.stream.is_waiting().then(|| Instant::now() + PART_WAITS);
         if let Some(due) = self.part_due
@@ -114,7 +120,7 @@ impl<W: Wire> WebSocketLeg<W> {
     fn stage_part(&mut self) {
         self.part_due = None;
         if let Some(message) = self.stream.flush() {
-            self.stage(&message);
+            self.put(message);
         }
     }
 
@@ -124,11 +130,23 @@ impl<W: Wire> WebSocketLeg<W> {
         others.fold(self.keepalive.deadline(), Instant::min)
     }
 
-    /// Sends a frame of our own at once, if that can be.
-    fn send_control(&mut self, cx: &mut Context<'_>, opcode: Opcode, payload: &[u8]) {
-        self.wire.stage(&control_frame(opcode, payload));
+    /// Sends a ping at once, if that can be.
+    fn ping(&mut self, cx: &mut Context<'_>) {
+        Outbox::stage_ping(&mut self.wire);
         // Whether it goes out shows when the leg is read or flushed.
         let _shows_later = self.poll_drain(cx);
+    }
+
+    /// Says goodbye, behind what is to be sent before.
+    fn say_goodbye(&mut self, cx: &mut Context<'_>, payload: &[u8]) {
+        self.outbox.stage_close(&mut self.wire, payload);
+        let _shows_later = self.poll_drain(cx);
+    }
+
+    /// Counts a frame without data.
+    fn count_idle_frame(&mut self) -> Result<(), End> {
+        let too_many = self.idle.as_mut().is_some_and(|idle| idle.add(Instant::now));
+        if too_many { Err(End::Fault(Close::IdleFrames)) } else { Ok(()) }
     }
 
     /// The next event, or what ends the connection.
@@ -167,34 +185,49 @@ impl<W: Wire> WebSocketLeg<W> {
         self.part_due = None;
         if !std::mem::replace(&mut self.said_goodbye, true) {
             let payload = code.map(u16::to_be_bytes);
-            self.send_control(cx, Opcode::Close, payload.as_ref().map_or(&[], |code| &code[..]));
+            self.say_goodbye(cx, payload.as_ref().map_or(&[], |code| &code[..]));
         }
         if code.is_none_or(|code| IN_ORDER.contains(&code)) { End::Left } else { End::Failed }
     }
 
     /// Reads and forgets bytes.
     fn poll_discard_bytes(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        for _ in 0..EVENTS_PER_POLL {
+        let mut turn = Turn::new();
+        while !turn.is_over() {
             self.inbox.clear();
             let filled = self.wire.poll_fill(cx, &mut self.inbox);
+            turn.spend(self.inbox.len());
             self.inbox.clear();
             give_back(&mut self.inbox);
             if matches!(ready!(filled), Ok(0) | Err(_)) {
                 return Poll::Ready(());
             }
         }
-        yield_now(cx)
+        yield_turn(cx)
+    }
+
+    fn has_room(&self) -> bool {
+        self.outbox.has_room(&self.wire, self.keepalive.is_blocked())
     }
 }
 
 impl<W: Wire> Leg for WebSocketLeg<W> {
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Chunk, End>> {
-        for _ in 0..EVENTS_PER_POLL {
-            match ready!(self.poll_event(cx)) {
+        let mut turn = Turn::of(CONTROL_FRAMES);
+        while !turn.is_over() {
+            let event = ready!(self.poll_event(cx));
+            if !matches!(event, Ok(Event::Data(_)) | Err(_)) {
+                self.count_idle_frame()?;
+            }
+            turn.spend(0);
+            match event {
                 Ok(Event::Data(chunk)) => return Poll::Ready(Ok(chunk)),
+                Ok(Event::Empty) => {}
                 Ok(Event::Ping(payload)) => {
-                    // A copy: it may have to wait, and must not keep the block it is in.
-                    self.ping = Some(Bytes::copy_from_slice(&payload));
+                    if !self.said_goodbye {
+                        self.outbox.put_ping(&payload);
+                    }
+                    turn.spend(PONG);
                     let _shows_later = self.poll_drain(cx);
                 }
                 Ok(Event::Pong) => {
@@ -207,11 +240,17 @@ impl<W: Wire> Leg for WebSocketLeg<W> {
                 Err(end) => return Poll::Ready(Err(end)),
             }
         }
-        yield_now(cx)
+        yield_turn(cx)
     }
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
-        if self.wire.staged() < STAGE { Poll::Ready(Ok(())) } else { self.poll_drain(cx) }
+        if self.has_room() {
+            return Poll::Ready(Ok(()));
+        }
+        match self.poll_drain(cx) {
+            Poll::Pending if self.has_room() => Poll::Ready(Ok(())),
+            drained => drained,
+        }
     }
 
     fn send(&mut self, cx: &mut Context<'_>, chunk: Chunk) -> Result<(), End> {
@@ -222,10 +261,10 @@ impl<W: Wire> Leg for WebSocketLeg<W> {
             Kind::Stream => self.stage_stream(cx, chunk),
             Kind::Text | Kind::Binary => {
                 self.stage_part();
-                self.stage(&chunk);
+                self.put(chunk);
             }
         }
-        if self.wire.staged() >= STAGE
+        if self.outbox.is_full(&self.wire)
             && let Poll::Ready(drained) = self.poll_drain(cx)
         {
             return drained;
@@ -238,6 +277,10 @@ impl<W: Wire> Leg for WebSocketLeg<W> {
     }
 
     fn poll_health(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        if self.keepalive.is_blocked() {
+            // A pong must not wait until there is other data.
+            let _shows_later = self.poll_drain(cx);
+        }
         loop {
             let due = self.due().into();
             // Moved only when it must ring earlier: resetting it for each message would cost more
@@ -264,7 +307,7 @@ impl<W: Wire> Leg for WebSocketLeg<W> {
                 Tick::Nothing => {}
                 Tick::GiveUp(close) => return Poll::Ready(End::Fault(close)),
                 Tick::Ping if self.said_goodbye => {}
-                Tick::Ping => self.send_control(cx, Opcode::Ping, &[]),
+                Tick::Ping => self.ping(cx),
             }
             let due = self.due().into();
             self.timer.as_mut().reset(due);
@@ -273,6 +316,7 @@ impl<W: Wire> Leg for WebSocketLeg<W> {
 
     fn set_message_limit(&mut self, bytes: usize) {
         self.reader.limit = bytes as u64;
+        self.idle = None;
     }
 
     fn probe(&mut self, cx: &mut Context<'_>, within: Duration) {
@@ -281,7 +325,7 @@ impl<W: Wire> Leg for WebSocketLeg<W> {
         }
         let until = Instant::now() + within;
         if self.keepalive.probe(until) {
-            self.send_control(cx, Opcode::Ping, &[]);
+            self.ping(cx);
         } else {
             self.answer_by = Some(until);
         }
@@ -307,23 +351,25 @@ impl<W: Wire> Leg for WebSocketLeg<W> {
             self.said_goodbye = true;
             let mut payload = close.code().to_be_bytes().to_vec();
             payload.extend_from_slice(close.reason().as_bytes());
-            self.send_control(cx, Opcode::Close, &payload);
+            self.say_goodbye(cx, &payload);
         }
     }
 
     fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        for _ in 0..EVENTS_PER_POLL {
+        let mut turn = Turn::new();
+        while !turn.is_over() {
             if self.broken {
                 return self.poll_discard_bytes(cx);
             }
             match ready!(self.poll_recv(cx)) {
-                Ok(_) | Err(End::Fault(_)) => {}
+                Ok(chunk) => turn.spend(chunk.data.len()),
+                Err(End::Fault(_)) => turn.spend(0),
                 Err(End::Left | End::Finished | End::Failed | End::Closed(_) | End::Lost(_)) => {
                     return Poll::Ready(());
                 }
             }
         }
-        yield_now(cx)
+        yield_turn(cx)
     }
 
     fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -337,12 +383,6 @@ fn close_for(violation: Violation) -> Close {
         Violation::TooLarge => Close::MessageTooLarge,
         Violation::NotText => Close::InvalidText,
     }
-}
-
-/// Asks to be polled again, behind what else there is to do.
-fn yield_now<T>(cx: &Context<'_>) -> Poll<T> {
-    cx.waker().wake_by_ref();
-    Poll::Pending
 }
 
 #[cfg(test)]

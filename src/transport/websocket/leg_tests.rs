@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
 use super::*;
 use crate::transport::Patience;
-use crate::transport::wire::Plain;
+use crate::transport::wire::{Plain, STAGE};
 
 fn leg(io: DuplexStream) -> WebSocketLeg<Plain<DuplexStream>> {
     let patience =

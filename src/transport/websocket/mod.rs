@@ -1,9 +1,12 @@
 //! Endpoints that come by WebSocket (RFC 6455), with TLS or without. `upgrade` gets a connection to
-//! its first frame, `codec` knows what frames look like, `leg` moves them.
+//! its first frame, `codec` knows what frames look like, `leg` moves them, `outbox` orders those that
+//! go out.
 
 mod codec;
 pub mod forwarded;
+mod idle;
 mod leg;
+mod outbox;
 mod upgrade;
 
 use std::sync::Arc;
@@ -19,7 +22,7 @@ use self::upgrade::Upgraded;
 use super::keepalive::Keepalive;
 use super::proxied::{client_in_front, client_in_request, forwards, speaks_for_others};
 use super::tls::ServerTls;
-use super::wire::{Line, Plain, Secure, Wire};
+use super::wire::{Line, Plain, Secure, Wire, tune};
 use super::{AcceptError, Accepted, Admit, ClientAddr, Patience, Socket, Transport};
 use crate::config::Proxies;
 
@@ -83,8 +86,7 @@ impl Transport for WebSocketTransport {
             match socket {
                 Socket::Tcp(mut tcp) => {
                     let peer = client_in_front(&mut tcp, peer, &self.proxies).await?;
-                    // Small messages must not wait for the acknowledgement of those before them.
-                    tcp.set_nodelay(true).map_err(AcceptError::Io)?;
+                    tune(&tcp).map_err(AcceptError::Io)?;
                     self.secured(tcp, peer, admit).await
                 }
                 Socket::Unix(unix) => self.secured(unix, peer, admit).await,

@@ -59,7 +59,7 @@ pub(super) trait Wire: Send {
     fn watch(&self, watch: Watch);
 
     /// Whether what was sent gets no answer at all, not even that it has to wait. False where the
-    /// system does not say. Not to be asked often.
+    /// system does not say.
     fn is_unanswered(&self) -> bool;
 }
 
@@ -76,6 +76,19 @@ pub(super) struct Watch {
 const QUESTIONS: u32 = 3;
 /// The system counts the time between questions in seconds.
 const SHORTEST: Duration = Duration::from_secs(1);
+
+/// What the system takes of a connection beyond what it has sent. More would only wait there, where
+/// no pong can overtake it.
+const UNSENT: u32 = 64 * 1024;
+
+/// Sets up a new connection.
+pub(super) fn tune(tcp: &TcpStream) -> io::Result<()> {
+    // Small messages must not wait for the acknowledgement of those before them.
+    tcp.set_nodelay(true)?;
+    // Without it, pongs take longer behind much data, and nothing else changes.
+    let _bounded = SockRef::from(tcp).set_tcp_notsent_lowat(UNSENT);
+    Ok(())
+}
 
 /// What a wire is laid over.
 pub(super) trait Line: AsyncRead + AsyncWrite + Send + Unpin {

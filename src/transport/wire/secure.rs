@@ -21,12 +21,17 @@ use tokio::io::ReadBuf;
 use super::blocks::{Purpose, Queue, reserve};
 use super::plain::poll_write_all;
 use super::{FILL, Line, Watch, Wire};
+use crate::turn::yield_turn;
 
 /// The most plaintext in a record (RFC 8446, section 5.1).
 const RECORD: usize = 16 * 1024;
 /// So much plaintext gets a record of its own at once: to copy it behind what waits for one, such as
 /// the header of its frame, would cost more than the other record does.
 const LARGE: usize = 8 * 1024;
+/// Records decrypted in one go: tiny ones cost nearly as much as others.
+const RECORDS: u32 = 256;
+/// Looks at what has come that may be without any data for the reader.
+const LOOKS: u32 = 4;
 /// Room for a handshake message, asked for again if it is more.
 const HANDSHAKE: usize = 4 * 1024;
 
@@ -88,6 +93,9 @@ impl<S: Line> Secure<S> {
                 let _told = poll_write_all(&mut self.io, cx, &mut self.outgoing);
                 return Poll::Ready(Err(error));
             }
+            if !self.looked_at && self.tls.is_handshaking() && !self.peer_closed {
+                return yield_turn(cx);
+            }
             let written = poll_write_all(&mut self.io, cx, &mut self.outgoing)?;
             let is_done = !self.tls.is_handshaking();
             if is_done && self.tls.protocol_version() == Some(ProtocolVersion::TLSv1_3) {
@@ -116,10 +124,13 @@ impl<S: Line> Secure<S> {
         Poll::Ready(Ok(read))
     }
 
-    /// Decrypts what has been read until the inbox is full or no record is complete any more.
+    /// Decrypts what has been read until the inbox is full, no record is complete any more, or
+    /// there were many of them.
     fn look(&mut self, inbox: &mut BytesMut) -> io::Result<usize> {
         let before = inbox.len();
-        while inbox.len() < FILL && !self.peer_closed {
+        let mut records = 0;
+        while inbox.len() < FILL && !self.peer_closed && records < RECORDS {
+            records += 1;
             let UnbufferedStatus { mut discard, state, .. } =
                 self.tls.process_tls_records(self.incoming.bytes());
             let mut done = false;
@@ -234,7 +245,7 @@ impl<S: Line> Wire for Secure<S> {
             return Poll::Ready(Ok(std::mem::take(&mut self.early).len()));
         }
         self.check()?;
-        loop {
+        for _ in 0..LOOKS {
             let staged = self.outgoing.len();
             let looked = if self.looked_at { Ok(0) } else { self.look(inbox) };
             if self.outgoing.len() > staged {
@@ -245,11 +256,16 @@ impl<S: Line> Wire for Secure<S> {
             if filled > 0 || self.peer_closed {
                 return Poll::Ready(Ok(filled));
             }
+            if !self.looked_at {
+                // More has come, of which nothing was data so far.
+                continue;
+            }
             if ready!(self.poll_read(cx))? == 0 {
                 // Without a goodbye of TLS: somebody may have cut it.
                 return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
             }
         }
+        yield_turn(cx)
     }
 
     fn stage(&mut self, mut data: &[u8]) {

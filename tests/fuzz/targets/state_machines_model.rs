@@ -87,6 +87,8 @@ pub(crate) struct Greeter {
     since: Instant,
     state: State,
     requests: u32,
+    /// The message that came last is complete.
+    message_ended: bool,
     /// A request has begun and not ended.
     pub(crate) has_part: bool,
     out: Vec<Expected>,
@@ -95,7 +97,8 @@ pub(crate) struct Greeter {
 impl Greeter {
     pub(crate) fn new(rules: Rules, since: Instant) -> Self {
         let state = State::Greeting;
-        Self { rules, since, state, requests: 0, has_part: false, out: Vec::new() }
+        let (message_ended, has_part, out) = (true, false, Vec::new());
+        Self { rules, since, state, requests: 0, message_ended, has_part, out }
     }
 
     pub(crate) fn deadline(&self) -> Option<Instant> {
@@ -127,7 +130,9 @@ impl Greeter {
     /// A piece of text comes.
     pub(crate) fn hears(&mut self, reader: &mut Reader, cut: usize, last: bool) -> Vec<Expected> {
         let from = reader.takes(cut);
-        if self.is_pending() && (last || reader.has_data(from)) {
+        // The rest of the request's message, or white space on a stream.
+        let same_message = !(std::mem::replace(&mut self.message_ended, last) && last);
+        if self.is_pending() && (!same_message || reader.has_data(from)) {
             self.ends(Close::EarlyData);
         }
         while let State::Greeting = self.state
@@ -146,6 +151,7 @@ impl Greeter {
     }
 
     pub(crate) fn hears_binary(&mut self) -> Vec<Expected> {
+        self.message_ended = true;
         if let State::Greeting = self.state {
             self.refuses(-1, "Failed to parse JSON data");
         } else if self.is_pending() {

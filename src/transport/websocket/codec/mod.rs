@@ -28,6 +28,8 @@ pub(super) const MAX_CONTROL: usize = 125;
 pub(super) enum Event {
     /// A message, or a piece of one.
     Data(Chunk),
+    /// A frame without payload in the middle of a message.
+    Empty,
     /// To be answered by a pong with the same payload.
     Ping(Bytes),
     /// An answer to a ping.

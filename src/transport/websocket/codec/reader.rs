@@ -49,36 +49,36 @@ impl Reader {
         &mut self,
         inbox: &mut BytesMut,
     ) -> Result<Option<Event>, Violation> {
-        loop {
-            if self.frame.is_none() {
-                let Some(frame) = read_header(inbox)? else { return Ok(None) };
-                self.begin(&frame)?;
-                self.frame = Some(frame);
-            }
-            let Some(frame) = &mut self.frame else { return Ok(None) };
-            let available = frame.rest.min(inbox.len() as u64);
-            let is_whole = available == frame.rest;
-            if !is_whole && (frame.rest <= WHOLE || available == 0) {
-                return Ok(None);
-            }
-            let payload = take(inbox, frame, available);
-            let (opcode, is_final) = (frame.opcode, frame.is_final);
-            if is_whole {
-                self.frame = None;
-            }
-            match opcode {
-                Opcode::Continuation | Opcode::Text | Opcode::Binary => {
-                    let last = is_whole && is_final;
-                    let kind = self.goes_on(&payload, last)?;
-                    if last || !payload.is_empty() {
-                        return Ok(Some(Event::Data(Chunk { kind, data: payload, last })));
-                    }
-                }
-                Opcode::Ping => return Ok(Some(Event::Ping(payload))),
-                Opcode::Pong => return Ok(Some(Event::Pong)),
-                Opcode::Close => return read_close(&payload).map(|code| Some(Event::Close(code))),
-            }
+        if self.frame.is_none() {
+            let Some(frame) = read_header(inbox)? else { return Ok(None) };
+            self.begin(&frame)?;
+            self.frame = Some(frame);
         }
+        let Some(frame) = &mut self.frame else { return Ok(None) };
+        let available = frame.rest.min(inbox.len() as u64);
+        let is_whole = available == frame.rest;
+        if !is_whole && (frame.rest <= WHOLE || available == 0) {
+            return Ok(None);
+        }
+        let payload = take(inbox, frame, available);
+        let (opcode, is_final) = (frame.opcode, frame.is_final);
+        if is_whole {
+            self.frame = None;
+        }
+        Ok(Some(match opcode {
+            Opcode::Continuation | Opcode::Text | Opcode::Binary => {
+                let last = is_whole && is_final;
+                let kind = self.goes_on(&payload, last)?;
+                if last || !payload.is_empty() {
+                    Event::Data(Chunk { kind, data: payload, last })
+                } else {
+                    Event::Empty
+                }
+            }
+            Opcode::Ping => Event::Ping(payload),
+            Opcode::Pong => Event::Pong,
+            Opcode::Close => Event::Close(read_close(&payload)?),
+        }))
     }
 
     /// Notes what a header says of its message.

@@ -63,6 +63,7 @@ fn ours(bytes: &[u8], piece: usize) -> Outcome {
                 }
                 Ok(Some(Event::Ping(payload))) => Seen::Ping(payload.to_vec()),
                 Ok(Some(Event::Pong)) => Seen::Pong,
+                Ok(Some(Event::Empty)) => continue,
                 Ok(Some(Event::Close(code))) => {
                     outcome.end = Some(End::Close(code));
                     return outcome;
