@@ -218,17 +218,28 @@ impl Peers {
         node: &RemoteNode,
         registration: (OfferId, Secret),
     ) -> Result<Life, BridgeError> {
-        let peer = self.peer(node)?;
         let message = wire::probe(registration, &node.id);
-        let answer = in_time(PROBE_TIME, async {
-            let request = || request(&peer, PROBE);
-            reply(self.answered(&peer, request, &message, Stays::Closed).await?).await
-        });
-        let reply: ProbeReply = answer.await?;
+        let reply: ProbeReply = self.ask_once(node, PROBE, &message, PROBE_TIME).await?;
         if !reply.node.is_empty() {
             self.misdirections.answered(node, &node_of(&reply.node));
         }
         Ok(wire::read_life(&reply)?)
+    }
+
+    /// A whole call of this method with one message each way, within `time`.
+    pub(super) async fn ask_once<R: Message + Default>(
+        &self,
+        node: &RemoteNode,
+        method: &'static str,
+        message: &impl Message,
+        time: Duration,
+    ) -> Result<R, BridgeError> {
+        let peer = self.peer(node)?;
+        let answer = in_time(time, async {
+            let request = || request(&peer, method);
+            reply(self.answered(&peer, request, message, Stays::Closed).await?).await
+        });
+        answer.await
     }
 
     fn peer(&self, node: &RemoteNode) -> Result<Arc<Peer>, BridgeError> {

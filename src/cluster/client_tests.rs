@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures_util::Stream;
 use futures_util::stream::{self, StreamExt};
 use nymea_remoteproxy_proto::bridge::v1::bridge_server::{Bridge, BridgeServer};
-use nymea_remoteproxy_proto::bridge::v1::{Attach, ProbeRequest};
+use nymea_remoteproxy_proto::bridge::v1::{Attach, ProbeRequest, QueryReply, QueryRequest};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, Runtime};
@@ -45,6 +45,13 @@ impl Bridge for Echo {
     ) -> Result<tonic::Response<ProbeReply>, Status> {
         let alive = request.into_inner().secret == [7; 16][..];
         Ok(tonic::Response::new(ProbeReply { alive, ..ProbeReply::default() }))
+    }
+
+    async fn query(
+        &self,
+        _: tonic::Request<QueryRequest>,
+    ) -> Result<tonic::Response<QueryReply>, Status> {
+        Err(Status::unimplemented("an older release"))
     }
 
     async fn ping(

@@ -26,6 +26,7 @@ mod leg;
 mod misdirected;
 mod peer;
 mod pieces;
+mod query;
 pub mod server;
 pub mod tls;
 mod watch;
@@ -39,7 +40,7 @@ use futures_util::future::BoxFuture;
 use crate::ids::{NodeId, OfferId};
 use crate::observability::trace::Attaching;
 use crate::protocol::Profile;
-use crate::rendezvous::Secret;
+use crate::rendezvous::{OfferState, Secret};
 use crate::transport::Leg;
 
 pub use leg::Answer;
@@ -69,6 +70,7 @@ const GRPC: &str = "application/grpc";
 /// The methods of the service.
 const TUNNEL: &str = "/nymea.remoteproxy.bridge.v1.Bridge/Tunnel";
 const PROBE: &str = "/nymea.remoteproxy.bridge.v1.Bridge/Probe";
+const QUERY: &str = "/nymea.remoteproxy.bridge.v1.Bridge/Query";
 const PING: &str = "/nymea.remoteproxy.bridge.v1.Bridge/Ping";
 /// How long each step of a bridge's set-up may take.
 const STEP: Duration = Duration::from_secs(3);
@@ -91,6 +93,9 @@ pub trait Attach: Send + Sync + 'static {
 
     /// Whether the endpoint of this registration lives, if the secret is right.
     fn probe(self: Arc<Self>, registration: OfferId, secret: Secret) -> BoxFuture<'static, Life>;
+
+    /// What is known of an offer or a registration of this node.
+    fn query(&self, id: OfferId) -> OfferState;
 }
 
 /// This node, as it introduces itself to the others.

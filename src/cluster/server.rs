@@ -11,7 +11,7 @@ use http::request::Parts as Head;
 use http::{HeaderValue, Response};
 use nymea_remoteproxy_proto::bridge::v1::frame::Content;
 use nymea_remoteproxy_proto::bridge::v1::{
-    Frame, PingReply, PingRequest, ProbeReply, ProbeRequest,
+    Frame, PingReply, PingRequest, ProbeReply, ProbeRequest, QueryReply, QueryRequest,
 };
 use prost::Message;
 use tokio::net::{TcpListener, TcpStream};
@@ -29,7 +29,8 @@ use super::pieces::Pieces;
 use super::tls::{BridgeStream, BridgeTls};
 use super::wire::{self, Asked, Refusal, name_of, read_attach, read_offer};
 use super::{
-    Attach, CONNECTION_TRACE, GRPC, Incoming, Misdirections, PING, PROBE, STEP, TUNNEL, ThisNode,
+    Attach, CONNECTION_TRACE, GRPC, Incoming, Misdirections, PING, PROBE, QUERY, STEP, TUNNEL,
+    ThisNode, query,
 };
 use crate::accept::{self, Guest, LastDescriptors, Listening, Manners, Owner, Room, Visit};
 use crate::ids::ClientAddr;
@@ -140,6 +141,9 @@ async fn respond(service: Arc<BridgeService>, (request, mut respond): Request, w
     let done = match head.uri.path() {
         TUNNEL => service.tunnel(&head, messages, &mut respond, &watched).await,
         PROBE => unary(messages, &mut respond, |request| service.probe(&head, request)).await,
+        QUERY => {
+            unary(messages, &mut respond, async |request| service.query(&head, &request)).await
+        }
         PING => unary(messages, &mut respond, async |PingRequest {}| Ok(service.ping())).await,
         _ => Err(Status::unimplemented("the bridge has no such method")),
     };
@@ -263,6 +267,14 @@ impl BridgeService {
         let (registration, secret) = read_offer(&registration, &secret)
             .map_err(|_| Status::invalid_argument("registration and secret have 16 bytes each"))?;
         Ok(wire::life(Arc::clone(&self.attach).probe(registration, secret).await))
+    }
+
+    fn query(&self, head: &Head, request: &QueryRequest) -> Result<QueryReply, Status> {
+        if !self.is_meant(&request.meant) {
+            self.misdirections.called(&node_of(&request.meant), "unknown", dialed(head));
+            return Ok(query::wrong_node());
+        }
+        query::answer(request, &*self.attach)
     }
 
     fn ping(&self) -> PingReply {

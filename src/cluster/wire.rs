@@ -174,11 +174,11 @@ pub(super) fn read_offer(id: &[u8], secret: &[u8]) -> Result<(OfferId, Secret), 
     Ok((id_from(id)?, Secret(secret)))
 }
 
-fn id_from(bytes: &[u8]) -> Result<OfferId, Refusal> {
+pub(super) fn id_from(bytes: &[u8]) -> Result<OfferId, Refusal> {
     Uuid::from_slice(bytes).map(OfferId::from).map_err(|_| Refusal::Denied)
 }
 
-fn bytes_of(id: OfferId) -> Bytes {
+pub(super) fn bytes_of(id: OfferId) -> Bytes {
     id.as_uuid().as_bytes().to_vec().into()
 }
 

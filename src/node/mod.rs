@@ -242,18 +242,15 @@ impl Prepared {
         } else {
             None
         };
-        let rendezvous: (Arc<dyn Rendezvous>, Arc<dyn Directory>) =
-            if let Some((_, _, redis)) = &cluster {
-                (Arc::clone(redis) as _, Arc::clone(redis) as _)
-            } else {
-                let memory = Arc::new(MemoryRendezvous::default());
-                (Arc::clone(&memory) as _, memory)
-            };
+        let rendezvous = rendezvous_of(cluster.as_ref().map(|(_, _, redis)| redis));
         let misdirections = Misdirections::new(id.clone(), Arc::clone(&telemetry.journal));
-        let peers = cluster.as_ref().map(|_| {
+        let peers = cluster.as_ref().map(|(_, _, redis)| {
             let (tls, metrics) = (bridge_tls.clone(), Arc::clone(&telemetry.metrics));
             let misdirections = Arc::clone(&misdirections);
-            Peers::new(Arc::clone(&name), tls, stalled, lifecycle.clone(), metrics, misdirections)
+            let (name, lifecycle) = (Arc::clone(&name), lifecycle.clone());
+            let peers = Peers::new(name, tls, stalled, lifecycle, metrics, misdirections);
+            redis.query_neighbours(Arc::clone(&peers) as _);
+            peers
         });
         let limits = within_descriptors(config.limits);
         let shared = Arc::new(Shared::new(
@@ -325,6 +322,18 @@ fn within_descriptors(limits: Limits) -> Limits {
         );
     }
     Limits { connections, ..limits }
+}
+
+/// Where endpoints find each other: in Redis if there is one, else in memory.
+fn rendezvous_of(
+    redis: Option<&Arc<RedisRendezvous>>,
+) -> (Arc<dyn Rendezvous>, Arc<dyn Directory>) {
+    if let Some(redis) = redis {
+        (Arc::clone(redis) as _, Arc::clone(redis) as _)
+    } else {
+        let memory = Arc::new(MemoryRendezvous::default());
+        (Arc::clone(&memory) as _, memory)
+    }
 }
 
 /// What the sessions are doing, once there are any.

@@ -100,4 +100,7 @@ pub trait Directory: Send + Sync {
     /// Frees the UUID if it belongs to this registration, on whichever node. Takes effect as soon
     /// as possible, without waiting.
     fn unregister(&self, uuid: Uuid, id: OfferId);
+
+    /// Whether a registration is one of this node that is not gone.
+    fn has(&self, id: OfferId) -> bool;
 }

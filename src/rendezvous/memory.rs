@@ -5,7 +5,7 @@ use std::collections::btree_map::Entry as Slot;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::FutureExt;
-use futures_util::future::{BoxFuture, ready};
+use futures_util::future::{BoxFuture, pending, ready};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -132,6 +132,14 @@ impl Rendezvous for MemoryRendezvous {
     fn epoch(&self) -> watch::Receiver<u64> {
         self.epoch.subscribe()
     }
+
+    fn lost(&self, _: Offer, _: watch::Receiver<u64>) -> BoxFuture<'static, ()> {
+        pending().boxed()
+    }
+
+    fn has(&self, offer: OfferId) -> bool {
+        self.entries().values().any(|entry| entry.owner == offer)
+    }
 }
 
 impl Directory for MemoryRendezvous {
@@ -166,6 +174,10 @@ impl Directory for MemoryRendezvous {
         {
             slot.remove().lost.cancel();
         }
+    }
+
+    fn has(&self, id: OfferId) -> bool {
+        self.registered().values().any(|own| own.registration.id == id)
     }
 }
 

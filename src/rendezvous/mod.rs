@@ -9,6 +9,7 @@
 
 mod directory;
 mod memory;
+mod neighbours;
 pub mod redis;
 
 use std::fmt;
@@ -24,6 +25,7 @@ use crate::trace_parent::TraceParent;
 
 pub use directory::{Directory, Holder, Registered, Registration, Role, Unavailable};
 pub use memory::MemoryRendezvous;
+pub use neighbours::{Neighbours, OfferState, Report};
 
 /// An endpoint's wish to be paired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,4 +155,11 @@ pub trait Rendezvous: Send + Sync {
 
     /// Changes when entries may have been lost; then waiting offers must be put up again.
     fn epoch(&self) -> watch::Receiver<u64>;
+
+    /// Done when the entry of this offer, which waits, may have been lost: with all others since
+    /// `epoch` was obtained, or alone.
+    fn lost(&self, offer: Offer, epoch: watch::Receiver<u64>) -> BoxFuture<'static, ()>;
+
+    /// Whether an offer is one of this node that is not released.
+    fn has(&self, offer: OfferId) -> bool;
 }

@@ -42,7 +42,7 @@ use crate::observability::metrics::{ConnectionGauge, Stage, Step};
 use crate::observability::trace::{ConnectionTrace, Setup};
 use crate::observability::{Occurrence, Severity, Telemetry};
 use crate::protocol::{Endpoint, Rules, ServerInfo};
-use crate::rendezvous::{Directory, Load, Offer, Rendezvous, Secret};
+use crate::rendezvous::{Directory, Load, Offer, OfferState, Rendezvous, Secret};
 use crate::transport::{AcceptError, Accepted, Leg, Refusal, Socket, Transport};
 
 /// Connections that are told at once that there is no room. More are dropped without a word, as
@@ -370,6 +370,16 @@ impl Attach for Shared {
 
     fn probe(self: Arc<Self>, registration: OfferId, secret: Secret) -> BoxFuture<'static, Life> {
         async move { self.probes.ask(registration, Some(secret)).await }.boxed()
+    }
+
+    fn query(&self, id: OfferId) -> OfferState {
+        match self.registry.state(id) {
+            Some(state) => state,
+            // Its partner came before the answer of the rendezvous, or it is on its way elsewhere.
+            None if self.rendezvous.has(id) => OfferState::Paired,
+            None if self.directory.has(id) => OfferState::Waiting,
+            None => OfferState::Gone,
+        }
     }
 }
 

@@ -261,7 +261,7 @@ fn answered(
     looked_twice: &mut bool,
     shared: &Arc<Shared>,
 ) -> Next {
-    let Stage::Offering { entry, mut partner, mut epoch, since, .. } = stage else {
+    let Stage::Offering { entry, mut partner, epoch, since, .. } = stage else {
         return Next::Stage(party, stage);
     };
     let Telemetry { metrics, tracer, .. } = &shared.telemetry;
@@ -270,12 +270,8 @@ fn answered(
     if answer == Answer::Wait {
         debug!(tunnel = %entry.offer.id, "waiting for the other endpoint");
         tracer.asked(entry.setup.place(), None, asked);
-        let lost = async move {
-            if epoch.changed().await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        };
-        let (lost, since) = (lost.boxed(), asked.1);
+        let lost = shared.rendezvous.lost(entry.offer, epoch);
+        let since = asked.1;
         return Next::Stage(party, Stage::Waiting { entry, partner, lost, since });
     }
     let offer = entry.offer;

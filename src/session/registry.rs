@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use super::Party;
 use crate::cluster::Incoming;
 use crate::ids::OfferId;
-use crate::rendezvous::{Offer, Secret};
+use crate::rendezvous::{Offer, OfferState, Secret};
 
 /// The other end of a tunnel, as it is handed to the session that waits for it.
 pub(super) enum Partner {
@@ -60,6 +60,14 @@ impl Registry {
             }
             Some(State::Waiting { offer, .. }) => Ok(*offer),
         }
+    }
+
+    /// What is known of an offer, `None` if it is not here.
+    pub(super) fn state(&self, offer: OfferId) -> Option<OfferState> {
+        self.offers().get(&offer).map(|state| match state {
+            State::Waiting { .. } => OfferState::Waiting,
+            State::Paired => OfferState::Paired,
+        })
     }
 
     /// Gives `partner` to the session behind `offer`, or back.

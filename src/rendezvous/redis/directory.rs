@@ -10,9 +10,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 use uuid::Uuid;
 
+use super::decide::{ROUNDS, ghost_of};
+use super::fate::Fate;
 use super::listing::Errand;
 use super::scripts::{Gone, Held, Possession};
-use super::{Core, MAX_PAUSE, ROUNDS, RedisRendezvous, Unanswered, backoff, named};
+use super::{Core, MAX_PAUSE, RedisRendezvous, Unanswered, backoff};
 use crate::ids::OfferId;
 use crate::rendezvous::{
     Directory, Holder, Home, Registered, Registration, RemoteNode, Role, Unavailable,
@@ -51,6 +53,10 @@ impl Directory for RedisRendezvous {
     fn unregister(&self, uuid: Uuid, id: OfferId) {
         self.core.listing().unregister(uuid, id);
         self.core.errands.notify_one();
+    }
+
+    fn has(&self, id: OfferId) -> bool {
+        self.core.listing().has(id)
     }
 }
 
@@ -103,13 +109,17 @@ impl Core {
                 Possession::Held(held) if self.is_forgotten(&held) => {
                     gone.released.push(held.owner.offer);
                 }
-                Possession::Held(held) if !self.is_alive(&held.owner.node).await? => {
-                    if !self.is_sure() {
-                        return Ok(Asked::Unsure);
+                Possession::Held(held) if held.owner.node != self.node.as_str() => {
+                    match self.fate(&held.owner, &held.address).await? {
+                        Fate::Dead => gone.add(ghost_of(&held.owner)),
+                        Fate::Gone => gone.released.push(held.owner.offer),
+                        Fate::Unknown => return Ok(Asked::Unsure),
+                        Fate::Waiting | Fate::Paired | Fate::Alive | Fate::Unable => {
+                            return Ok(Asked::Told(Possession::Held(held)));
+                        }
                     }
-                    gone.owner = Some(named(&held.owner));
                 }
-                told => return Ok(Asked::Told(told)),
+                told @ (Possession::Held(_) | Possession::Free) => return Ok(Asked::Told(told)),
             }
         }
         Ok(Asked::Unsure)
@@ -126,9 +136,12 @@ impl Core {
         if self.is_forgotten(&held) || released.contains(&held.owner.offer) {
             return Ok(Asked::Told(Possession::Free));
         }
-        // If that cannot be said for sure, dialing its node will show.
-        let dead = self.is_sure() && !self.is_alive(&held.owner.node).await?;
-        Ok(Asked::Told(if dead { Possession::Free } else { Possession::Held(held) }))
+        if held.owner.node == self.node.as_str() {
+            return Ok(Asked::Told(Possession::Held(held)));
+        }
+        // If it is not known for sure, dialing its node will show.
+        let ghost = self.behind_an_entry(&held.owner, &held.address).await?;
+        Ok(Asked::Told(if ghost.is_some() { Possession::Free } else { Possession::Held(held) }))
     }
 
     /// An entry of this node that it has no endpoint for: its end did not get to Redis.

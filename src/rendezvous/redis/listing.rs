@@ -2,11 +2,13 @@
 //! must still be said about them to Redis.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Bound;
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::verify::Made;
 use crate::ids::OfferId;
 use crate::rendezvous::{Holder, Home, Registration, Role};
 
@@ -137,6 +139,28 @@ impl Listing {
         for id in due {
             self.errand(Errand::Assert(id));
         }
+    }
+
+    /// Redis does not have the entry of this registration: it must be put back.
+    pub(super) fn is_lost(&mut self, id: OfferId) {
+        if self.own.get(&id).is_some_and(|own| own.asserted.is_some()) {
+            self.errand(Errand::Assert(id));
+        }
+    }
+
+    /// The next entries to be verified, as many as `group_of` all of them. `last` is where they
+    /// begin and will begin.
+    pub(super) fn made_after(
+        &self,
+        last: &mut Option<OfferId>,
+        group_of: fn(usize) -> usize,
+    ) -> Vec<Made> {
+        let begin = last.map_or(Bound::Unbounded, Bound::Excluded);
+        let next = self.own.range((begin, Bound::Unbounded));
+        let group: Vec<_> = next.take(group_of(self.own.len())).collect();
+        *last = group.last().map(|(id, _)| **id);
+        let confirmed = group.into_iter().filter(|(_, own)| own.asserted.is_some());
+        confirmed.map(|(id, own)| Made::Uuid(own.registration.uuid, *id)).collect()
     }
 
     /// Everything of this node ends.

@@ -6,12 +6,14 @@
 
 use std::collections::btree_map::Entry as Slot;
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Bound;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
 use super::scripts::Told;
+use super::verify::Made;
 use crate::ids::OfferId;
 use crate::protocol::PairingKey;
 use crate::rendezvous::{Answer, Home, Offer, RemoteNode, Waiting};
@@ -48,8 +50,10 @@ struct Errands {
 struct Entry {
     offer: Offer,
     state: State,
-    /// Told when an endpoint of this node has claimed it.
-    claimed: Arc<Notify>,
+    /// Notified when an endpoint of this node has claimed it.
+    claimed: Option<Arc<Notify>>,
+    /// Notified when Redis has lost this entry.
+    lost: Option<Arc<Notify>>,
 }
 
 enum State {
@@ -133,10 +137,12 @@ impl Local {
             return Alone::Answer(answer);
         }
         match self.entries.get(&offer.key) {
-            Some(entry) if entry.offer.id == offer.id => Alone::Waiting(Arc::clone(&entry.claimed)),
-            Some(_) => Alone::Answer(self.claim(offer)),
-            None => Alone::Waiting(self.insert(offer)),
+            Some(entry) if entry.offer.id != offer.id => return Alone::Answer(self.claim(offer)),
+            Some(_) => {}
+            None => self.insert(offer),
         }
+        let claimed = self.entries.get_mut(&offer.key).map(|entry| &mut entry.claimed);
+        Alone::Waiting(claimed.map(signal).unwrap_or_default())
     }
 
     /// Brings together what Redis answered and what has happened here meanwhile.
@@ -184,6 +190,49 @@ impl Local {
                 Answer::Taken
             }
         }
+    }
+
+    /// Whether this offer is the owner of a tunnel of this key.
+    pub(super) fn has_tunnel(&self, key: &PairingKey, owner: OfferId) -> bool {
+        self.entries.get(key).is_some_and(|entry| {
+            entry.offer.id == owner && matches!(entry.state, State::Standing { .. })
+        })
+    }
+
+    /// What is notified when Redis has lost the entry of this offer, if it waits.
+    pub(super) fn lost(&mut self, offer: &Offer) -> Option<Arc<Notify>> {
+        let entry = self.entries.get_mut(&offer.key).filter(|entry| entry.offer.id == offer.id)?;
+        Some(signal(&mut entry.lost))
+    }
+
+    /// Redis does not have the entry of this offer: it must be put back.
+    pub(super) fn is_lost(&mut self, key: PairingKey, offer: OfferId) {
+        let Some(entry) = self.entries.get_mut(&key).filter(|entry| entry.offer.id == offer) else {
+            return;
+        };
+        match entry.state {
+            // Its session does it, as it may turn out to have a partner now.
+            State::Waiting => {
+                if let Some(lost) = &entry.lost {
+                    lost.notify_one();
+                }
+            }
+            State::Standing { .. } => self.errand(key, Errand::Stand),
+        }
+    }
+
+    /// The next entries to be verified, as many as `group_of` all of them. `last` is where they
+    /// begin and will begin.
+    pub(super) fn made_after(
+        &self,
+        last: &mut Option<PairingKey>,
+        group_of: fn(usize) -> usize,
+    ) -> Vec<Made> {
+        let begin = last.map_or(Bound::Unbounded, Bound::Excluded);
+        let next = self.entries.range((begin, Bound::Unbounded));
+        let group: Vec<_> = next.take(group_of(self.entries.len())).collect();
+        *last = group.last().map(|(key, _)| **key);
+        group.into_iter().map(|(key, entry)| Made::Pair(*key, entry.offer.id)).collect()
     }
 
     /// The endpoint of this offer is being joined from another node. The answer that it waits may
@@ -374,15 +423,15 @@ impl Local {
         }
         if let Some(entry) = self.entries.get_mut(&owner.key) {
             entry.state = State::Standing { claimer, asserted: Some(Instant::now()) };
-            entry.claimed.notify_one();
+            if let Some(claimed) = &entry.claimed {
+                claimed.notify_one();
+            }
         }
     }
 
-    fn insert(&mut self, offer: &Offer) -> Arc<Notify> {
-        let claimed = Arc::new(Notify::new());
-        let entry = Entry { offer: *offer, state: State::Waiting, claimed: Arc::clone(&claimed) };
+    fn insert(&mut self, offer: &Offer) {
+        let entry = Entry { offer: *offer, state: State::Waiting, claimed: None, lost: None };
         self.entries.insert(offer.key, entry);
-        claimed
     }
 
     /// The offer has no entry of its own.
@@ -451,6 +500,10 @@ impl Local {
         }
         true
     }
+}
+
+fn signal(slot: &mut Option<Arc<Notify>>) -> Arc<Notify> {
+    Arc::clone(slot.get_or_insert_default())
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ fn claimed(offer: &Offer, node: &str) -> Told {
 
 fn taken(offer: &Offer) -> Told {
     let owner = Owner { offer: offer.id, node: HERE.into(), epoch: "0".into() };
-    Told::Taken { owner, claimer: "-".into(), claimer_node: HERE.into() }
+    Told::Taken { owner, address: "there:1".into(), claimer: "-".into(), claimer_node: HERE.into() }
 }
 
 fn here(offer: &Offer) -> Answer {

@@ -2,10 +2,13 @@
 //!
 //! An entry is alive as long as its node has a lease; a node has one lease, not one per entry.
 //! Four commands make a tunnel: two offers, a look at the lease of the first one's node if that is
-//! another one, and a release. While Redis is away, endpoints of this node find each other here.
+//! another one, and a release. While it lasts, and while an endpoint waits, its entry is read once per
+//! [`Pace::verify`]. While Redis is away, endpoints of this node find each other here.
 
+mod decide;
 mod directory;
 mod errands;
+mod fate;
 mod fence;
 mod keeper;
 mod keys;
@@ -17,6 +20,7 @@ mod scripts;
 mod sentinels;
 mod server;
 mod target;
+mod verify;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -26,18 +30,18 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use serde_json::json;
 use tokio::sync::{Notify, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::debug;
 
+use self::fate::Neighbourhood;
 use self::keys::Keys;
 use self::link::Link;
 use self::listing::Listing;
-use self::local::{Alone, Local};
-use self::scripts::{Gone, Lives, Owner, Scripts, Told};
+use self::local::Local;
+use self::scripts::{Lives, Scripts};
 use self::target::Target;
-use super::{Answer, Load, NodeInfo, Offer, Rendezvous};
+use super::{Answer, Load, Neighbours, NodeInfo, Offer, Rendezvous};
 use crate::config;
 use crate::ids::{NodeId, OfferId};
 use crate::observability::{Metrics, Telemetry};
@@ -46,8 +50,6 @@ use crate::protocol::PairingKey;
 pub use self::link::{Health, Unanswered};
 pub use self::target::SetupError;
 
-/// How often an entry may change while one question is being asked, until it is asked anew.
-const ROUNDS: usize = 5;
 /// The longest pause between two questions.
 const MAX_PAUSE: Duration = Duration::from_secs(2);
 
@@ -82,6 +84,8 @@ pub struct Pace {
     pub standing: Duration,
     /// How much longer a waiting entry stays in Redis than its endpoint waits.
     pub slack: Duration,
+    /// How often each entry of this node is compared with what Redis has.
+    pub verify: Duration,
     /// When all offers are put up again, they are spread over this time.
     pub spread: Duration,
     /// The longest pause between two attempts to connect.
@@ -97,6 +101,7 @@ impl Default for Pace {
             refresh: Duration::from_secs(3),
             standing: Duration::from_hours(24),
             slack: Duration::from_secs(30),
+            verify: Duration::from_secs(10),
             spread: Duration::from_millis(500),
             backoff: MAX_PAUSE,
             farewell: Duration::from_secs(3),
@@ -121,17 +126,11 @@ struct Core {
     scripts: Scripts,
     local: Mutex<Local>,
     listing: Mutex<Listing>,
+    neighbourhood: Neighbourhood,
     /// There may be new errands.
     errands: Notify,
     epoch: watch::Sender<u64>,
     closing: CancellationToken,
-}
-
-/// What asking led to.
-enum Asked {
-    Told(Told),
-    /// Whether a node is alive cannot be said yet.
-    Unsure,
 }
 
 impl RedisRendezvous {
@@ -150,6 +149,7 @@ impl RedisRendezvous {
         }
         let tasks = TaskTracker::new();
         tasks.spawn(keeper::run(Arc::clone(&core), target, tasks.clone()));
+        tasks.spawn(verify::run(Arc::clone(&core)));
         tasks.close();
         Ok(Arc::new(Self { core, tasks }))
     }
@@ -157,6 +157,12 @@ impl RedisRendezvous {
     /// Whether these settings can be used; what they name is not asked for.
     pub fn check(settings: &config::Redis) -> Result<(), SetupError> {
         Target::new(settings).map(|_| ())
+    }
+
+    /// From now on the nodes of entries that are in the way are queried before an endpoint is
+    /// turned away. Has no effect the second time.
+    pub fn query_neighbours(&self, neighbours: Arc<dyn Neighbours>) {
+        self.core.neighbourhood.set(neighbours);
     }
 
     /// Whether Redis answers.
@@ -235,6 +241,28 @@ impl Rendezvous for RedisRendezvous {
     fn epoch(&self) -> watch::Receiver<u64> {
         self.core.epoch.subscribe()
     }
+
+    fn lost(&self, offer: Offer, mut epoch: watch::Receiver<u64>) -> BoxFuture<'static, ()> {
+        let alone = self.core.local().lost(&offer);
+        async move {
+            let alone = async {
+                match alone {
+                    Some(alone) => alone.notified().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                // Fails only at the end of the node.
+                Ok(()) = epoch.changed() => {}
+                () = alone => {}
+            }
+        }
+        .boxed()
+    }
+
+    fn has(&self, offer: OfferId) -> bool {
+        self.core.local().has(offer)
+    }
 }
 
 impl Core {
@@ -265,6 +293,7 @@ impl Core {
             scripts,
             local: Mutex::default(),
             listing: Mutex::default(),
+            neighbourhood: Neighbourhood::default(),
             errands: Notify::new(),
             epoch: watch::Sender::new(0),
             closing: CancellationToken::new(),
@@ -338,95 +367,6 @@ impl Core {
         self.errands.notify_one();
     }
 
-    async fn decide(&self, offer: &Offer, again: bool) -> Answer {
-        if again {
-            // All offers of all nodes come again at the same time.
-            sleep(self.pace.spread.mul_f64(rand::random())).await;
-        }
-        let mut attempts = 0_u32;
-        loop {
-            if let Some(answer) = self.local().known(offer) {
-                return answer;
-            }
-            match self.ask(offer).await {
-                Ok(Asked::Told(told)) => {
-                    let answer = self.local().conclude(offer, told, self.node.as_str());
-                    self.errands.notify_one();
-                    return answer;
-                }
-                // What is refused has not been done, and will not be done elsewhere either.
-                Err(error) if error.is_refusal() || !self.link.is_connected() => {
-                    debug!(%error, "Redis cannot say what becomes of an offer");
-                    let alone = self.local().alone(offer);
-                    self.errands.notify_one();
-                    match alone {
-                        Alone::Answer(answer) => return answer,
-                        Alone::Waiting(claimed) => tokio::select! {
-                            () = claimed.notified() => return Answer::Wait,
-                            () = self.try_again(attempts) => {}
-                        },
-                    }
-                }
-                // Somebody else may have been answered, and paired: so nothing is decided here.
-                Ok(Asked::Unsure) | Err(_) => sleep(backoff(attempts, MAX_PAUSE)).await,
-            }
-            attempts = attempts.saturating_add(1);
-        }
-    }
-
-    /// When Redis is there, and not all at once.
-    async fn try_again(&self, attempts: u32) {
-        sleep(backoff(attempts, MAX_PAUSE)).await;
-        self.link.is_up().await;
-        sleep(self.pace.spread.mul_f64(rand::random())).await;
-    }
-
-    /// Asks Redis about an offer. Whatever belongs to a node without a lease does not count.
-    async fn ask(&self, offer: &Offer) -> Result<Asked, Unanswered> {
-        let mut gone = Gone::default();
-        for _ in 0..ROUNDS {
-            gone.released.extend(self.local().released(&offer.key));
-            let call = self.scripts.offer(offer, *self.epoch.borrow(), &gone);
-            let asked = self.link.ask("offer", async |connection| {
-                self.local().ask(offer);
-                call.invoke_async::<Vec<String>>(connection).await
-            });
-            let answer = asked.await?;
-            let Some(told) = Told::read(&answer) else { return Ok(Asked::Unsure) };
-            let sure = self.is_sure();
-            match &told {
-                // Its release was forgotten.
-                Told::Claimed { owner, .. } | Told::Taken { owner, .. }
-                    if owner.node == self.node.as_str() && !self.local().has(owner.offer) =>
-                {
-                    gone.released.push(owner.offer);
-                }
-                Told::Claimed { owner, .. } if !self.is_alive(&owner.node).await? => {
-                    if !sure {
-                        // Dialing that node will show.
-                        return Ok(Asked::Told(told));
-                    }
-                    gone.owner = Some(named(owner));
-                }
-                Told::Taken { owner, .. } if !self.is_alive(&owner.node).await? => {
-                    if !sure {
-                        return Ok(Asked::Unsure);
-                    }
-                    gone.owner = Some(named(owner));
-                }
-                Told::Taken { claimer, claimer_node, .. }
-                    if sure && !self.is_alive(claimer_node).await? =>
-                {
-                    gone.claimers.push(claimer.clone());
-                }
-                Told::Wait | Told::Claimed { .. } | Told::Taken { .. } => {
-                    return Ok(Asked::Told(told));
-                }
-            }
-        }
-        Ok(Asked::Unsure)
-    }
-
     /// Whether this node has a lease. After an outage of Redis that says nothing, until all nodes
     /// had the time to renew theirs.
     async fn is_alive(&self, node: &str) -> Result<bool, Unanswered> {
@@ -436,10 +376,6 @@ impl Core {
         let command = self.scripts.is_alive(node);
         self.link.ask("alive", async |connection| command.query_async(connection).await).await
     }
-}
-
-fn named(owner: &Owner) -> (OfferId, String) {
-    (owner.offer, owner.epoch.clone())
 }
 
 /// A pause that grows with the attempts and is never the same twice.

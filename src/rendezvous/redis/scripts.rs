@@ -5,6 +5,7 @@ use std::time::Duration;
 use redis::{Script, ScriptInvocation};
 use uuid::Uuid;
 
+use super::decide::Ghost;
 use super::keys::{Keys, read_secret, write_secret};
 use super::local::{Role as Place, Tunnel};
 use crate::ids::{NodeId, OfferId};
@@ -22,6 +23,7 @@ pub(super) struct Scripts {
     release: Script,
     stand: Script,
     lease: Script,
+    left: Script,
     list: Script,
     register: Script,
     find: Script,
@@ -40,9 +42,9 @@ pub(super) struct Lives {
 pub(super) struct Gone {
     /// An offer whose node had no lease, as it was in this epoch.
     pub(super) owner: Option<(OfferId, String)>,
-    /// Claimers whose node had no lease.
+    /// Claimers that will not join after all.
     pub(super) claimers: Vec<String>,
-    /// Offers that have been released, but perhaps not in Redis yet.
+    /// Offers that their nodes have released, but perhaps not in Redis yet.
     pub(super) released: Vec<OfferId>,
 }
 
@@ -51,7 +53,7 @@ pub(super) struct Gone {
 pub(super) enum Told {
     Wait,
     Claimed { owner: Owner, address: String, secret: Secret, trace: Option<TraceParent> },
-    Taken { owner: Owner, claimer: String, claimer_node: String },
+    Taken { owner: Owner, address: String, claimer: String, claimer_node: String },
 }
 
 /// What Redis answers about a UUID.
@@ -90,6 +92,7 @@ impl Scripts {
             release: Script::new(include_str!("lua/release.lua")),
             stand: Script::new(include_str!("lua/stand.lua")),
             lease: Script::new(include_str!("lua/lease.lua")),
+            left: Script::new(include_str!("lua/left.lua")),
             list: Script::new(include_str!("lua/list.lua")),
             register: Script::new(include_str!("lua/register.lua")),
             find: Script::new(include_str!("lua/find.lua")),
@@ -127,7 +130,7 @@ impl Scripts {
     pub(super) fn stand(&self, tunnel: &Tunnel, epoch: u64) -> ScriptInvocation<'_> {
         let claimer = tunnel.claimer.map(|claimer| claimer.to_string()).unwrap_or_default();
         let mut call = self.entry(&self.stand, &tunnel.offer, epoch);
-        call.arg(claimer).arg(millis(self.lives.standing)).arg(millis(self.lives.waiting));
+        call.arg(claimer).arg(millis(self.lives.standing));
         call
     }
 
@@ -194,6 +197,23 @@ impl Scripts {
         redis::Cmd::hdel(self.keys.nodes(), node)
     }
 
+    /// How long the lease of a node still lasts, in ms.
+    pub(super) fn left(&self, node: &str) -> ScriptInvocation<'_> {
+        let mut call = self.left.key(self.keys.node(&node.into()));
+        call.arg(millis(self.lives.lease));
+        call
+    }
+
+    /// The offer that made the entry of this key.
+    pub(super) fn owner_of_pair(&self, key: &PairingKey) -> redis::Cmd {
+        owner_of(self.keys.pair(key))
+    }
+
+    /// The registration that made the entry of this UUID.
+    pub(super) fn owner_of_uuid(&self, uuid: &Uuid) -> redis::Cmd {
+        owner_of(self.keys.uuid(uuid))
+    }
+
     /// Whether a node has a lease.
     pub(super) fn is_alive(&self, node: &str) -> redis::Cmd {
         let mut command = redis::cmd("EXISTS");
@@ -221,6 +241,15 @@ impl Scripts {
 }
 
 impl Gone {
+    /// Has one more ghost left out of account.
+    pub(super) fn add(&mut self, ghost: Ghost) {
+        match ghost {
+            Ghost::OfDeadNode(offer, epoch) => self.owner = Some((offer, epoch)),
+            Ghost::Released(offer) => self.released.push(offer),
+            Ghost::Claim(claimer) => self.claimers.push(claimer),
+        }
+    }
+
     /// The dead owner and its epoch, as the scripts take them.
     fn owner(&self) -> (String, &str) {
         match &self.owner {
@@ -259,8 +288,9 @@ impl Told {
                 secret: read_secret(secret)?,
                 trace: trace.parse().ok(),
             },
-            ["taken", offer, node, epoch, claimer, claimer_node] => Self::Taken {
+            ["taken", offer, node, epoch, address, claimer, claimer_node] => Self::Taken {
                 owner: Owner::read(offer, node, epoch)?,
+                address: address.into(),
                 claimer: claimer.into(),
                 claimer_node: claimer_node.into(),
             },
@@ -273,6 +303,12 @@ impl Owner {
     fn read(offer: &str, node: &str, epoch: &str) -> Option<Self> {
         Some(Self { offer: offer.parse().ok()?, node: node.into(), epoch: epoch.into() })
     }
+}
+
+fn owner_of(entry: String) -> redis::Cmd {
+    let mut command = redis::cmd("HMGET");
+    command.arg(entry).arg("offer");
+    command
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -33,7 +33,7 @@ if offer == ARGV[1] then
 end
 
 if claimed then
-  return {'taken', offer, node, epoch, claimer, claimer_node}
+  return {'taken', offer, node, epoch, address or '', claimer, claimer_node or ''}
 end
 redis.call('HSET', KEYS[1], 'claimer', ARGV[1], 'claimer_node', ARGV[2])
 redis.call('PEXPIRE', KEYS[1], ARGV[7])

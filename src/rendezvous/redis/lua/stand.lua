@@ -1,10 +1,17 @@
--- Says that a tunnel stands, unless the key is somebody else's.
+-- Says that a tunnel stands, unless the key is that of another tunnel. An offer that waits there was
+-- put up while this entry was missing: it has to give way.
 -- KEYS: the entry
 -- ARGV: 1 the offer that waited, 2 its node, 3 epoch of that node, 4 bridge address, 5 secret,
 --       6 the offer that claimed it, or '' if another node knows that one,
---       7 and 8 time to live in ms of an entry that stands and of one that waits
+--       7 time to live in ms of an entry that stands
 local offer, claimer = unpack(redis.call('HMGET', KEYS[1], 'offer', 'claimer'))
-if not offer or offer == ARGV[1] or offer == ARGV[6] then
+local is_ours = offer == ARGV[1] or offer == ARGV[6]
+local waits = offer and not is_ours and
+  (not claimer or claimer == ARGV[1] or claimer == ARGV[6])
+if waits then
+  redis.call('DEL', KEYS[1])
+end
+if not offer or is_ours or waits then
   if ARGV[6] ~= '' then
     claimer = ARGV[6]
   elseif offer ~= ARGV[1] or not claimer then
@@ -17,9 +24,5 @@ if not offer or offer == ARGV[1] or offer == ARGV[6] then
     redis.call('HSET', KEYS[1], 'claimer_node', ARGV[2])
   end
   redis.call('PEXPIRE', KEYS[1], ARGV[7])
-elseif claimer and (claimer == ARGV[1] or claimer == ARGV[6]) then
-  -- A claim whose answer was lost; the two have found each other without it.
-  redis.call('HDEL', KEYS[1], 'claimer', 'claimer_node')
-  redis.call('PEXPIRE', KEYS[1], ARGV[8])
 end
 return 0

@@ -1,0 +1,40 @@
+//! What nodes ask each other about their entries. Before an endpoint is turned away because of an
+//! entry of another node, that node says whether the offer is still there. The bridge implements it.
+
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+
+use super::RemoteNode;
+use crate::ids::OfferId;
+
+/// What a node knows of an offer or a registration of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OfferState {
+    /// It waits for a partner, or is registered.
+    Waiting,
+    /// It has a partner, or is about to have one.
+    Paired,
+    /// It is not on this node, or no longer.
+    Gone,
+}
+
+/// What a query of another node resulted in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Report {
+    /// The node has answered.
+    Known(OfferState),
+    /// The node does not run there: its address refuses connections, or another node has it.
+    Absent,
+    /// The node runs, but its release does not know the query.
+    Unable,
+    /// No answer in time, or no way to the node: nothing is known.
+    Silent,
+}
+
+/// The other nodes of a cluster.
+pub trait Neighbours: Send + Sync {
+    /// Queries a node about an offer or a registration in one of its entries. Takes a few seconds
+    /// at most.
+    fn query(self: Arc<Self>, node: RemoteNode, id: OfferId) -> BoxFuture<'static, Report>;
+}

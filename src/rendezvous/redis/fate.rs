@@ -1,0 +1,165 @@
+//! What has become of an offer in an entry of another node: the lease of that node says whether it
+//! runs, and the node itself whether it still has the offer.
+//!
+//! A node without a lease is dead. So is one whose lease was not refreshed in time and whose address
+//! refuses connections: that is a process that has ended, while one that is frozen or overloaded
+//! still accepts them or does not answer. Everything else is unknown, and an endpoint waits until it
+//! is known.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Semaphore;
+
+use super::scripts::Owner;
+use super::{Core, Unanswered};
+use crate::ids::OfferId;
+use crate::rendezvous::{Neighbours, OfferState, RemoteNode, Report};
+
+/// Queries of one node at once. More wait: if it does not answer, they need not be sent.
+const QUERIES_AT_ONCE: usize = 8;
+/// How long all offers of a node share its fate without another query.
+const REMEMBERED: Duration = Duration::from_millis(250);
+/// Nodes that are remembered; beyond that, those that nothing is asked about are forgotten.
+const MAX_NODES: usize = 256;
+/// How much later than usual a lease may be refreshed.
+const LATE: Duration = Duration::from_millis(500);
+
+/// What has become of an offer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// Its node is dead.
+    Dead,
+    /// Its node does not have it any more.
+    Gone,
+    /// It waits for a partner, or is registered.
+    Waiting,
+    /// It has a partner.
+    Paired,
+    /// Its node runs, and cannot be queried: there is no bridge.
+    Alive,
+    /// Its node runs, and its release does not know the query.
+    Unable,
+    /// Nothing is known, yet.
+    Unknown,
+}
+
+/// The lease of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lease {
+    /// Refreshed in time.
+    Fresh,
+    /// Still there, but it should have been refreshed.
+    Overdue,
+    /// There is none.
+    Gone,
+}
+
+/// The nodes that were queried, and how to query them.
+#[derive(Default)]
+pub(super) struct Neighbourhood {
+    neighbours: OnceLock<Arc<dyn Neighbours>>,
+    nodes: Mutex<BTreeMap<String, Arc<Node>>>,
+}
+
+struct Node {
+    queries: Semaphore,
+    /// The fate of all its offers, and since when it is known.
+    shared_fate: Mutex<Option<(Instant, Fate)>>,
+}
+
+impl Neighbourhood {
+    /// From now on nodes can be queried.
+    pub(super) fn set(&self, neighbours: Arc<dyn Neighbours>) {
+        self.neighbours.get_or_init(|| neighbours);
+    }
+
+    /// Whether nodes can be queried.
+    pub(super) fn is_set(&self) -> bool {
+        self.neighbours.get().is_some()
+    }
+
+    fn node(&self, id: &str) -> Arc<Node> {
+        let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(node) = nodes.get(id) {
+            return Arc::clone(node);
+        }
+        if nodes.len() >= MAX_NODES {
+            nodes.retain(|_, node| Arc::strong_count(node) > 1);
+        }
+        let (queries, shared_fate) = (Semaphore::new(QUERIES_AT_ONCE), Mutex::default());
+        let node = Arc::new(Node { queries, shared_fate });
+        nodes.insert(id.into(), Arc::clone(&node));
+        node
+    }
+}
+
+impl Node {
+    fn remembered(&self) -> Option<Fate> {
+        let (since, fate) = (*self.shared_fate())?;
+        (since.elapsed() < REMEMBERED).then_some(fate)
+    }
+
+    fn remember(&self, fate: Fate) {
+        *self.shared_fate() = Some((Instant::now(), fate));
+    }
+
+    fn shared_fate(&self) -> MutexGuard<'_, Option<(Instant, Fate)>> {
+        self.shared_fate.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Core {
+    /// What has become of an offer that made an entry of another node.
+    pub(super) async fn fate(&self, owner: &Owner, address: &str) -> Result<Fate, Unanswered> {
+        let node = self.neighbourhood.node(&owner.node);
+        if let Some(fate) = node.remembered() {
+            return Ok(fate);
+        }
+        // Closed by nobody.
+        let _place = node.queries.acquire().await.ok();
+        if let Some(fate) = node.remembered() {
+            return Ok(fate);
+        }
+        let remote = RemoteNode { id: owner.node.as_str().into(), address: address.into() };
+        let fate = self.find_fate(remote, owner.offer).await?;
+        match fate {
+            Fate::Dead | Fate::Unknown => node.remember(fate),
+            Fate::Gone | Fate::Waiting | Fate::Paired | Fate::Alive | Fate::Unable => {}
+        }
+        Ok(fate)
+    }
+
+    async fn find_fate(&self, node: RemoteNode, offer: OfferId) -> Result<Fate, Unanswered> {
+        let lease = self.lease_of(node.id.as_str()).await?;
+        if lease == Lease::Gone {
+            return Ok(if self.is_sure() { Fate::Dead } else { Fate::Unknown });
+        }
+        let Some(neighbours) = self.neighbourhood.neighbours.get() else { return Ok(Fate::Alive) };
+        Ok(match Arc::clone(neighbours).query(node, offer).await {
+            Report::Known(OfferState::Waiting) => Fate::Waiting,
+            Report::Known(OfferState::Paired) => Fate::Paired,
+            Report::Known(OfferState::Gone) => Fate::Gone,
+            Report::Absent if lease == Lease::Overdue && self.is_sure() => Fate::Dead,
+            Report::Absent | Report::Silent => Fate::Unknown,
+            Report::Unable => Fate::Unable,
+        })
+    }
+
+    /// The lease of another node, as Redis has it.
+    pub(super) async fn lease_of(&self, node: &str) -> Result<Lease, Unanswered> {
+        let call = self.scripts.left(node);
+        let asked =
+            self.link.ask("alive", async |connection| call.invoke_async::<u64>(connection).await);
+        let left = Duration::from_millis(asked.await?);
+        let late = self.pace.refresh + LATE.min(self.pace.refresh / 4);
+        Ok(if left.is_zero() {
+            Lease::Gone
+        } else if left < self.pace.lease.saturating_sub(late) {
+            Lease::Overdue
+        } else {
+            Lease::Fresh
+        })
+    }
+}
