@@ -13,9 +13,10 @@ use prost::Message;
 use thiserror::Error;
 use tonic::{Code, Status};
 
-use super::pieces::Pieces;
+use super::backlog::Backlog;
+use super::pieces::{Pieces, Unsent};
 use super::wire;
-use crate::protocol::Chunk;
+use crate::protocol::{Chunk, without_its_block};
 
 /// The HTTP/2 stream to the other node.
 pub(super) type SendStream = h2::SendStream<Pieces>;
@@ -32,6 +33,12 @@ const SMALL: usize = 4 * 1024;
 const FULL: usize = 64 * 1024;
 /// The other node is told that it may send more each time so many bytes have been taken.
 const RELEASE: usize = 32 * 1024;
+
+/// What was taken is released in any case when there is nothing more to take: more than half of the
+/// smallest window must never stay unreleased, or nothing more would arrive.
+const RELEASE_IDLE: usize = 8 * 1024;
+/// So many frames may wait in HTTP/2 before small ones are put together.
+const UNSENT_FRAMES: usize = 16;
 
 /// Why a call has ended before its time.
 #[derive(Debug, Error)]
@@ -71,16 +78,23 @@ pub(super) struct Outgoing {
     /// So many bytes may be handed to the stream without asking.
     room: usize,
     closed: bool,
+    /// Frames in the hands of HTTP/2.
+    unsent: Unsent,
 }
 
 impl Outgoing {
     pub(super) fn new(stream: SendStream, role: Role) -> Self {
         let (waiting, head) = (Pieces::default(), Vec::new());
-        Self { stream, role, waiting, head, room: 0, closed: false }
+        Self { stream, role, waiting, head, room: 0, closed: false, unsent: Unsent::default() }
     }
 
-    /// Ready when there is room for a message; an error when nobody takes it any more.
-    pub(super) fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ()>> {
+    /// Ready when there is room for a message; an error when nobody takes it any more. No more than
+    /// about `limit` bytes are taken before the other node has room for them.
+    pub(super) fn poll_ready(
+        &mut self,
+        cx: &mut Context<'_>,
+        limit: usize,
+    ) -> Poll<Result<(), ()>> {
         if self.room > self.waiting_bytes() {
             return Poll::Ready(Ok(()));
         }
@@ -88,7 +102,7 @@ impl Outgoing {
         if self.closed {
             return Poll::Ready(Err(()));
         }
-        self.stream.reserve_capacity(SEND_BUFFER);
+        self.stream.reserve_capacity(limit);
         loop {
             self.room = self.stream.capacity();
             if self.room > 0 {
@@ -120,10 +134,21 @@ impl Outgoing {
         }
     }
 
+    /// Hands on what waits; ready when that is done. As long as many frames have not gone out, a
+    /// small one waits for more to put into it: each costs memory of its own, however small it is.
+    pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if (1..FULL).contains(&self.waiting_bytes()) && !self.closed {
+            ready!(self.unsent.poll_fewer_than(UNSENT_FRAMES, cx));
+        }
+        self.flush();
+        Poll::Ready(())
+    }
+
     /// Hands on what waits.
     pub(super) fn flush(&mut self) {
         if self.waiting_bytes() > 0 {
-            let data = self.take();
+            let mut data = self.take();
+            data.count_in(&self.unsent);
             self.room = self.room.saturating_sub(data.remaining());
             if !self.closed {
                 self.closed = self.stream.send_data(data, false).is_err();
@@ -185,6 +210,7 @@ impl Drop for Outgoing {
 /// What the other node says in a call.
 pub(super) struct Incoming {
     stream: RecvStream,
+    backlog: Backlog,
     messages: Messages,
     /// Bytes that have been taken without telling the other node.
     unreleased: usize,
@@ -192,20 +218,24 @@ pub(super) struct Incoming {
 
 impl Incoming {
     pub(super) fn new(stream: RecvStream) -> Self {
-        Self { stream, messages: Messages::default(), unreleased: 0 }
+        let (backlog, messages) = (Backlog::default(), Messages::default());
+        Self { stream, backlog, messages, unreleased: 0 }
     }
 
     /// Whether the other node has said all that it has to say.
     pub(super) fn is_over(&self) -> bool {
-        self.stream.is_end_stream() && self.messages.data.is_empty()
+        self.stream.is_end_stream() && self.backlog.is_empty()
     }
 
     /// Throws away what arrives until the end of the call.
     pub(super) async fn drain(mut self) {
-        while let Some(Ok(data)) = self.stream.data().await {
-            if self.release(data.len()).is_err() {
-                return;
-            }
+        while let Some(data) = self.backlog.pop() {
+            self.unreleased += data.len();
+        }
+        while self.release_all().is_ok()
+            && let Some(Ok(data)) = self.stream.data().await
+        {
+            self.unreleased = data.len();
         }
     }
 
@@ -224,13 +254,30 @@ impl Incoming {
                 let malformed = |_| CallError::Malformed("a message that is not in its format");
                 return Poll::Ready(M::decode(message).map(Some).map_err(malformed));
             }
-            match ready!(self.stream.poll_data(cx)) {
-                Some(data) => {
-                    self.messages.data = data?;
-                    self.release(self.messages.data.len())?;
-                }
-                None => return self.poll_end(cx).map_ok(|()| None),
-            }
+            let data = match self.backlog.pop() {
+                Some(data) => data,
+                None => match self.stream.poll_data(cx) {
+                    Poll::Ready(Some(data)) => data?,
+                    Poll::Ready(None) => return self.poll_end(cx).map_ok(|()| None),
+                    Poll::Pending => {
+                        if self.unreleased >= RELEASE_IDLE {
+                            self.release_all()?;
+                        }
+                        return Poll::Pending;
+                    }
+                },
+            };
+            self.messages.put(data);
+            self.release(self.messages.data.len())?;
+        }
+    }
+
+    /// Keeps what arrives in as little memory as can be, for a reader that does not want it yet.
+    pub(super) fn gather(&mut self, cx: &mut Context<'_>) {
+        self.messages.settle();
+        // Its end, or why it has none, is found by the reader.
+        while let Poll::Ready(Some(Ok(data))) = self.stream.poll_data(cx) {
+            self.backlog.push(data);
         }
     }
 
@@ -250,10 +297,11 @@ impl Incoming {
     /// Tells the other node, sooner or later, that so many bytes have been taken.
     fn release(&mut self, bytes: usize) -> Result<(), h2::Error> {
         self.unreleased += bytes;
-        if self.unreleased >= RELEASE {
-            self.stream.flow_control().release_capacity(std::mem::take(&mut self.unreleased))?;
-        }
-        Ok(())
+        if self.unreleased >= RELEASE { self.release_all() } else { Ok(()) }
+    }
+
+    fn release_all(&mut self) -> Result<(), h2::Error> {
+        self.stream.flow_control().release_capacity(std::mem::take(&mut self.unreleased))
     }
 }
 
@@ -262,11 +310,25 @@ impl Incoming {
 struct Messages {
     /// What has come and was not looked at. More may come once it is empty.
     data: Bytes,
+    /// That is not a small part of a large block.
+    is_settled: bool,
     /// The beginning of a message whose end has not come.
     begun: BytesMut,
 }
 
 impl Messages {
+    /// Adds what has come, once the rest before it is empty.
+    fn put(&mut self, data: Bytes) {
+        (self.data, self.is_settled) = (data, false);
+    }
+
+    /// Lets go of the block of a small rest, which may have to wait.
+    fn settle(&mut self) {
+        if !std::mem::replace(&mut self.is_settled, true) {
+            self.data = without_its_block(std::mem::take(&mut self.data), SMALL);
+        }
+    }
+
     /// The next message without its prefix, `None` if more must come first.
     fn next(&mut self) -> Result<Option<Bytes>, CallError> {
         if self.begun.is_empty()

@@ -15,6 +15,7 @@ use tokio::time::{sleep, timeout};
 use tonic::Code;
 
 use super::asked::Asked;
+use super::budget::Budget;
 use super::call::CallError;
 use super::leg::{BridgeLeg, Counted};
 use super::misdirected::{Misdirections, node_of};
@@ -81,12 +82,13 @@ pub struct Peers {
     lifecycle: Lifecycle,
     metrics: Arc<Metrics>,
     misdirections: Arc<Misdirections>,
+    budget: Arc<Budget>,
     by_address: Mutex<HashMap<String, Arc<Peer>>>,
 }
 
 impl Peers {
     /// Nobody is called yet. `node` is this node's name, `stalled` how long another one may leave
-    /// data untaken.
+    /// data untaken, `budget` what all bridged tunnels may keep in memory.
     pub fn new(
         node: Arc<str>,
         tls: Option<BridgeTls>,
@@ -94,10 +96,19 @@ impl Peers {
         lifecycle: Lifecycle,
         metrics: Arc<Metrics>,
         misdirections: Arc<Misdirections>,
+        budget: Arc<Budget>,
     ) -> Arc<Self> {
         let by_address = Mutex::default();
-        let peers =
-            Arc::new(Self { node, tls, stalled, lifecycle, metrics, misdirections, by_address });
+        let peers = Arc::new(Self {
+            node,
+            tls,
+            stalled,
+            lifecycle,
+            metrics,
+            misdirections,
+            budget,
+            by_address,
+        });
         let observed = |value: fn(&Peer) -> usize| {
             let peers = Arc::downgrade(&peers);
             move || {
@@ -159,7 +170,8 @@ impl Peers {
                 let profile = attached.profile.ok_or(BridgeError::Answer)?;
                 let (outgoing, incoming, guard) = asked.into_parts().ok_or(BridgeError::Answer)?;
                 let lifecycle = self.lifecycle.clone();
-                let counted = Counted { _guard: guard, gauge: None };
+                let share = self.budget.tunnel();
+                let counted = Counted { _guard: guard, gauge: None, share };
                 let leg = BridgeLeg::new(outgoing, incoming, self.stalled, lifecycle, counted)
                     .knowing_finished(attached.finished);
                 let profile = wire::profile_from_proto(profile);
@@ -252,7 +264,13 @@ impl Peers {
         peers.retain(|_, peer| !peer.is_forgotten());
         let authority = address.parse().map_err(|_| BridgeError::Address(address.to_owned()))?;
         let (lifecycle, metrics) = (self.lifecycle.clone(), Arc::clone(&self.metrics));
-        let peer = Arc::new(Peer::new(authority, self.tls.clone(), lifecycle.clone(), metrics));
+        let peer = Arc::new(Peer::new(
+            authority,
+            self.tls.clone(),
+            lifecycle.clone(),
+            metrics,
+            Arc::clone(&self.budget),
+        ));
         peer.is_meant_as(&node.id);
         let (metrics, misdirections) = (Arc::clone(&self.metrics), Arc::clone(&self.misdirections));
         tokio::spawn(ping(Arc::downgrade(&peer), lifecycle, metrics, misdirections));

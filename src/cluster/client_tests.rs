@@ -17,7 +17,7 @@ use tonic::transport::server::TcpIncoming;
 use tonic::{Status, Streaming, async_trait};
 
 use super::*;
-use crate::cluster::call::{Incoming, Outgoing};
+use crate::cluster::call::{Incoming, Outgoing, SEND_BUFFER};
 use crate::cluster::peer::CountGuard;
 use crate::protocol::Chunk;
 
@@ -74,9 +74,13 @@ async fn echo(port: u16) -> (SocketAddr, Runtime) {
     (address, runtime)
 }
 
+fn budget() -> Arc<Budget> {
+    Budget::new(512 << 20, &Metrics::off())
+}
+
 fn peer_at(address: SocketAddr) -> Arc<Peer> {
     let authority = address.to_string().parse().expect("an authority");
-    Arc::new(Peer::new(authority, None, Lifecycle::default(), Metrics::off()))
+    Arc::new(Peer::new(authority, None, Lifecycle::default(), Metrics::off(), budget()))
 }
 
 async fn chosen(peer: &Arc<Peer>) -> Chosen {
@@ -112,7 +116,7 @@ async fn a_call_is_one_of_grpc_to_others_too() {
     let chunks = sizes.map(|size| Chunk::binary(vec![7; size]));
     let sent = async {
         for chunk in chunks.clone() {
-            std::future::poll_fn(|cx| outgoing.poll_ready(cx)).await.expect("room");
+            std::future::poll_fn(|cx| outgoing.poll_ready(cx, SEND_BUFFER)).await.expect("room");
             outgoing.push_data(chunk);
         }
         outgoing.close();
@@ -165,7 +169,9 @@ async fn a_connection_that_has_ended_is_opened_anew() {
     node.shutdown_background();
     let ended = incoming.message::<Frame>().await;
     assert!(matches!(ended, Err(CallError::Stream(_))), "{ended:?}");
-    std::future::poll_fn(|cx| outgoing.poll_ready(cx)).await.expect_err("nobody takes it");
+    std::future::poll_fn(|cx| outgoing.poll_ready(cx, SEND_BUFFER))
+        .await
+        .expect_err("nobody takes it");
     // Its listener may end later than its connections.
     let ended = timeout(STEP, async {
         while TcpStream::connect(address).await.is_ok() {
@@ -243,7 +249,15 @@ async fn copy(
 
 fn peers() -> Arc<Peers> {
     let misdirections = Misdirections::new(NodeId::from("here"), Arc::default());
-    Peers::new("here".into(), None, STEP, Lifecycle::default(), Metrics::off(), misdirections)
+    Peers::new(
+        "here".into(),
+        None,
+        STEP,
+        Lifecycle::default(),
+        Metrics::off(),
+        misdirections,
+        budget(),
+    )
 }
 
 fn there(relay: &Relay) -> RemoteNode {

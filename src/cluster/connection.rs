@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 
 use h2::{RecvStream, client, server};
 
+use super::budget::Budget;
 use super::call::SEND_BUFFER;
 use super::failure::{Failure, Watched};
 use super::pieces::Pieces;
@@ -38,10 +39,14 @@ pub(super) struct Opened {
 }
 
 /// Begins a connection that this node has opened.
-pub(super) async fn open(stream: BridgeStream, watched: Watched) -> Result<Opened, h2::Error> {
-    let heard = stream.heard();
+pub(super) async fn open(
+    stream: BridgeStream,
+    watched: Watched,
+    budget: &Arc<Budget>,
+) -> Result<Opened, h2::Error> {
+    let (heard, window) = (stream.heard(), WINDOW.min(budget.share()));
     let (requests, mut connection) = client::Builder::new()
-        .initial_window_size(WINDOW)
+        .initial_window_size(window)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(FRAME_SIZE)
         .max_send_buffer_size(SEND_BUFFER)
@@ -54,12 +59,20 @@ pub(super) async fn open(stream: BridgeStream, watched: Watched) -> Result<Opene
         .await?;
     let health = Arc::<Health>::default();
     let pings = connection.ping_pong().expect("asked for once");
-    let mut carried = Carried::new(Watch::new(pings, heard, Arc::clone(&health)), watched.clone());
+    budget.follow(&health);
+    let watch = Watch::new(pings, heard, Arc::clone(&health));
+    let mut carried = Carried::new(watch, watched.clone(), window, Arc::clone(budget));
     tokio::spawn(poll_fn(move |cx| {
-        if carried.poll_watch(cx, |window| connection.set_initial_window_size(window)).is_ready() {
+        if carried.poll_watch(cx).is_ready() {
             return Poll::Ready(());
         }
-        Pin::new(&mut connection).poll(cx).map(|ended| {
+        carried.adjust(|window| connection.set_initial_window_size(window));
+        let polled = Pin::new(&mut connection).poll(cx);
+        // What stood in the way of a change may be over now.
+        if polled.is_pending() && carried.adjust(|it| connection.set_initial_window_size(it)) {
+            cx.waker().wake_by_ref();
+        }
+        polled.map(|ended| {
             if let Err(error) = ended {
                 carried.failed(&Failure::Http(error));
             }
@@ -75,10 +88,14 @@ pub(super) struct Accepted {
 }
 
 impl Accepted {
-    pub(super) async fn new(stream: BridgeStream, watched: Watched) -> Result<Self, h2::Error> {
-        let heard = stream.heard();
+    pub(super) async fn new(
+        stream: BridgeStream,
+        watched: Watched,
+        budget: &Arc<Budget>,
+    ) -> Result<Self, h2::Error> {
+        let (heard, window) = (stream.heard(), WINDOW.min(budget.share()));
         let mut connection = server::Builder::new()
-            .initial_window_size(WINDOW)
+            .initial_window_size(window)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_frame_size(FRAME_SIZE)
             .max_send_buffer_size(SEND_BUFFER)
@@ -90,7 +107,10 @@ impl Accepted {
             .handshake(stream)
             .await?;
         let pings = connection.ping_pong().expect("asked for once");
-        let carried = Carried::new(Watch::new(pings, heard, Arc::default()), watched);
+        let health = Arc::<Health>::default();
+        budget.follow(&health);
+        let watch = Watch::new(pings, heard, health);
+        let carried = Carried::new(watch, watched, window, Arc::clone(budget));
         Ok(Self { connection, carried })
     }
 
@@ -99,11 +119,16 @@ impl Accepted {
     pub(super) async fn request(&mut self) -> Option<Request> {
         let Self { connection, carried } = self;
         poll_fn(|cx| {
-            let set = |window| connection.set_initial_window_size(window);
-            if carried.poll_watch(cx, set).is_ready() {
+            if carried.poll_watch(cx).is_ready() {
                 return Poll::Ready(None);
             }
-            connection.poll_accept(cx).map(|request| match request? {
+            carried.adjust(|window| connection.set_initial_window_size(window));
+            let polled = connection.poll_accept(cx);
+            // What stood in the way of a change may be over now.
+            if polled.is_pending() && carried.adjust(|it| connection.set_initial_window_size(it)) {
+                cx.waker().wake_by_ref();
+            }
+            polled.map(|request| match request? {
                 Ok(request) => Some(request),
                 Err(error) => {
                     carried.failed(&Failure::Http(error));
@@ -119,28 +144,26 @@ impl Accepted {
 struct Carried {
     watch: Watch,
     watched: Watched,
+    budget: Arc<Budget>,
     /// Tunnels when the connection was polled last.
     tunnels: usize,
-    /// The windows that tunnels should have, if they have others.
-    window: Option<u32>,
+    /// The windows of its tunnels, and those that they should have if memory were no matter.
+    window: u32,
+    wanted: u32,
 }
 
 impl Carried {
-    fn new(watch: Watch, watched: Watched) -> Self {
-        Self { watch, watched, tunnels: 0, window: None }
+    fn new(watch: Watch, watched: Watched, window: u32, budget: Arc<Budget>) -> Self {
+        Self { watch, watched, budget, tunnels: 0, window, wanted: WINDOW }
     }
 
     /// Ready when the connection has to end, as the other node is silent. To be polled before the
-    /// connection; `set` changes the windows of its tunnels, unless an earlier change is under way.
-    fn poll_watch(
-        &mut self,
-        cx: &mut Context<'_>,
-        set: impl FnOnce(u32) -> Result<(), h2::Error>,
-    ) -> Poll<()> {
+    /// connection.
+    fn poll_watch(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.tunnels = self.watched.tunnels();
         match self.watch.poll(cx) {
             Poll::Ready(Seen::Far(window)) => {
-                self.window = Some(window);
+                self.wanted = window;
                 // The watch has not registered itself.
                 cx.waker().wake_by_ref();
             }
@@ -150,12 +173,18 @@ impl Carried {
             }
             Poll::Pending => {}
         }
-        if let Some(window) = self.window
-            && set(window).is_ok()
-        {
-            self.window = None;
-        }
         Poll::Pending
+    }
+
+    /// Gives tunnels the windows that they should have; true if that is a change. `set` fails while
+    /// an earlier change is under way.
+    fn adjust(&mut self, set: impl FnOnce(u32) -> Result<(), h2::Error>) -> bool {
+        let window = self.wanted.min(self.budget.share());
+        let changes = window != self.window && set(window).is_ok();
+        if changes {
+            self.window = window;
+        }
+        changes
     }
 
     fn failed(&self, failure: &Failure) {

@@ -13,7 +13,8 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::ThisNode;
-use super::call::{CallError, Incoming, Outgoing};
+use super::budget::Share;
+use super::call::{CallError, Incoming, Outgoing, SEND_BUFFER};
 use super::peer::CountGuard;
 use super::wire::{self, Refusal};
 use crate::lifecycle::Lifecycle;
@@ -78,6 +79,8 @@ pub(super) struct Counted {
     pub(super) _guard: CountGuard,
     /// Not before the call is answered, if another node has begun it.
     pub(super) gauge: Option<StreamGauge>,
+    /// What it may keep in memory.
+    pub(super) share: Share,
 }
 
 impl BridgeLeg {
@@ -175,7 +178,7 @@ impl Leg for BridgeLeg {
     }
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
-        let polled = self.outgoing.poll_ready(cx);
+        let polled = self.outgoing.poll_ready(cx, self.counted.share.bytes().min(SEND_BUFFER));
         if polled.is_ready() {
             self.blocked = None;
         } else if self.blocked.is_none() {
@@ -198,11 +201,16 @@ impl Leg for BridgeLeg {
         Ok(())
     }
 
-    fn poll_flush(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
         // What is in the hands of HTTP/2 goes out without help; a call that has ended lives on
         // until it has (see `linger`).
-        self.outgoing.flush();
-        Poll::Ready(Ok(()))
+        self.outgoing.poll_flush(cx).map(Ok)
+    }
+
+    fn gather(&mut self, cx: &mut Context<'_>) {
+        if let Some(incoming) = &mut self.incoming {
+            incoming.gather(cx);
+        }
     }
 
     fn poll_health(&mut self, cx: &mut Context<'_>) -> Poll<End> {

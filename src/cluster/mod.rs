@@ -9,7 +9,8 @@
 //! The way of the data: `leg`, the relay's side of a call; `call`, its messages; `connection`, the
 //! HTTP/2 connection that it shares with others, of which a `peer` has a few; `tls`. What may go
 //! wrong: `asked`, a call whose caller leaves; `watch`, a node that is silent; `failure`, what is
-//! recorded of that; `dial`, a host with addresses that do not answer.
+//! recorded of that; `dial`, a host with addresses that do not answer. What it may cost: `budget`, the
+//! memory that all tunnels share; `backlog`, data whose reader is stalled.
 //!
 //! Messages and status are those that tonic generates and knows, but between them and h2 there is
 //! no more than `call`: with tonic's own server and channel, each call has a task of hyper's on
@@ -17,6 +18,8 @@
 //! and on its way in.
 
 mod asked;
+mod backlog;
+mod budget;
 mod call;
 pub mod client;
 mod connection;
@@ -43,6 +46,7 @@ use crate::protocol::Profile;
 use crate::rendezvous::{OfferState, Secret};
 use crate::transport::Leg;
 
+pub use budget::Budget;
 pub use leg::Answer;
 pub use misdirected::Misdirections;
 pub use wire::{Life, Refusal};

@@ -15,6 +15,7 @@ use thiserror::Error;
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
+use super::budget::Budget;
 use super::connection::{self, Opened, Requests};
 use super::dial;
 use super::failure::Watched;
@@ -78,6 +79,7 @@ pub(super) struct Peer {
     meant: Mutex<Option<NodeId>>,
     lifecycle: Lifecycle,
     metrics: Arc<Metrics>,
+    budget: Arc<Budget>,
 }
 
 /// The connections to a node.
@@ -139,6 +141,7 @@ impl Peer {
         tls: Option<BridgeTls>,
         lifecycle: Lifecycle,
         metrics: Arc<Metrics>,
+        budget: Arc<Budget>,
     ) -> Self {
         Self {
             authority,
@@ -151,6 +154,7 @@ impl Peer {
             meant: Mutex::default(),
             lifecycle,
             metrics,
+            budget,
         }
     }
 
@@ -285,7 +289,7 @@ impl Peer {
             metrics: Arc::clone(&self.metrics),
         };
         let counted = stream.counted(CountGuard::new(&self.connected));
-        let opened = connection::open(counted, watched).await?;
+        let opened = connection::open(counted, watched, &self.budget).await?;
         if opened.health.answered().await {
             Ok(opened)
         } else {

@@ -2,17 +2,67 @@
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes};
+use futures_util::task::AtomicWaker;
 
 /// Bytes in several pieces.
 #[derive(Debug, Default)]
 pub(super) struct Pieces {
     pieces: VecDeque<Bytes>,
     bytes: usize,
+    /// Where they are counted as long as they live.
+    unsent: Option<Unsent>,
+}
+
+/// Frames of a call that were handed to HTTP/2 and have not gone out yet.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Unsent(Arc<Frames>);
+
+#[derive(Debug, Default)]
+struct Frames {
+    count: AtomicUsize,
+    /// Who waits until there are fewer.
+    waiting: AtomicWaker,
+}
+
+impl Unsent {
+    /// Ready when there are fewer frames than this.
+    pub(super) fn poll_fewer_than(&self, limit: usize, cx: &Context<'_>) -> Poll<()> {
+        if self.count() < limit {
+            return Poll::Ready(());
+        }
+        self.0.waiting.register(cx.waker());
+        // One may have gone out before that.
+        if self.count() < limit { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    fn count(&self) -> usize {
+        self.0.count.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for Pieces {
+    fn drop(&mut self) {
+        if let Some(Unsent(frames)) = &self.unsent {
+            frames.count.fetch_sub(1, Ordering::AcqRel);
+            frames.waiting.wake();
+        }
+    }
 }
 
 impl Pieces {
+    /// Counts them among these until they have gone out.
+    pub(super) fn count_in(&mut self, unsent: &Unsent) {
+        if self.unsent.is_none() {
+            unsent.0.count.fetch_add(1, Ordering::AcqRel);
+            self.unsent = Some(unsent.clone());
+        }
+    }
+
     pub(super) fn push(&mut self, piece: Bytes) {
         if !piece.is_empty() {
             self.bytes += piece.len();

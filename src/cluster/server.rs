@@ -19,6 +19,7 @@ use tokio::time::timeout;
 use tonic::Status;
 use tracing::{debug, warn};
 
+use super::budget::Budget;
 use super::call::{CallError, Incoming as Messages, Outgoing, Role};
 use super::connection::{Accepted, Request};
 use super::failure::Watched;
@@ -57,6 +58,8 @@ pub struct BridgeService {
     pub stalled: Duration,
     /// The node's life.
     pub lifecycle: Lifecycle,
+    /// What all bridged tunnels may keep in memory.
+    pub budget: Arc<Budget>,
     /// Calls that mean another node.
     pub misdirections: Arc<Misdirections>,
 }
@@ -87,7 +90,7 @@ async fn take(guest: Guest, tls: Option<BridgeTls>, service: Arc<BridgeService>)
         metrics: Arc::clone(&service.metrics),
     };
     let accepted = tokio::select! {
-        accepted = accept(tcp, &watched, tls, visit) => accepted,
+        accepted = accept(tcp, &watched, tls, visit, &service.budget) => accepted,
         () = displaced.cancelled() => {
             debug!(%node_addr, "a connection that had not proved to be of a node had to give way");
             None
@@ -105,6 +108,7 @@ async fn accept(
     watched: &Watched,
     tls: Option<BridgeTls>,
     visit: Visit,
+    budget: &Arc<Budget>,
 ) -> Option<Accepted> {
     let (node_addr, is_secure) = (&watched.address, tls.is_some());
     let stream = match timeout(STEP, secure(tcp, tls)).await {
@@ -119,7 +123,7 @@ async fn accept(
         }
     };
     let stranger = (!is_secure).then_some(visit);
-    let accepted = timeout(STEP, Accepted::new(stream, watched.clone())).await.ok()?;
+    let accepted = timeout(STEP, Accepted::new(stream, watched.clone(), budget)).await.ok()?;
     drop(stranger);
     accepted.inspect_err(|error| debug!(node_addr, %error, "no HTTP/2")).ok()
 }
@@ -229,7 +233,8 @@ impl BridgeService {
         let outgoing = answer(respond)?;
         let node = name_of(&attach.node);
         watched.named(node);
-        let counted = Counted { _guard: CountGuard::new(&watched.tunnels), gauge: None };
+        let (guard, share) = (CountGuard::new(&watched.tunnels), self.budget.tunnel());
+        let counted = Counted { _guard: guard, gauge: None, share };
         let lifecycle = self.lifecycle.clone();
         let leg = BridgeLeg::new(outgoing, messages, self.stalled, lifecycle, counted)
             .knowing_finished(attach.finished);

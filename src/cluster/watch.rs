@@ -24,9 +24,9 @@ const LOOK: Duration = Duration::from_secs(1);
 /// was frozen itself has missed signs of life, and looks again before it gives up.
 const LOOKS: u32 = 10;
 /// The window of a tunnel at first, and while the other node is near, in bytes.
-pub(super) const WINDOW: u32 = 1 << 20;
-/// The largest window of a tunnel, in bytes: it bounds what a stalled one keeps in the memory of a
-/// node. As h2 says that there is room again when a third of it has been taken, no less than 2 MiB
+pub(super) const WINDOW: u32 = 256 << 10;
+/// The largest window of a tunnel, in bytes: with its share of the budget, it bounds what a stalled
+/// one keeps in the memory of a node. As h2 says that there is room again when a third of it has been taken, no less than 2 MiB
 /// are always under way, which is 100 MiB/s at a round trip of 20 ms.
 pub(super) const MAX_WINDOW: u32 = 3 << 20;
 /// What a tunnel should be able to move per second whatever the round trip, up to [`MAX_WINDOW`].
@@ -83,6 +83,11 @@ impl Health {
         if !self.has_answered.swap(true, Ordering::AcqRel) {
             self.changed.notify_waiters();
         }
+    }
+
+    /// Has the task of the connection look what is to be done.
+    pub(super) fn wake(&self) {
+        self.waker.wake();
     }
 
     fn is_wanted(&self, cx: &Context<'_>) -> bool {

@@ -232,6 +232,11 @@ pub struct Bridge {
     pub key: Option<PathBuf>,
     /// Do without TLS between the nodes.
     pub insecure: bool,
+    /// What all bridged tunnels of this node may keep in memory together, in bytes, for readers
+    /// that take nothing. It is shared in equal parts, half for each direction: with many tunnels,
+    /// each may have less data under way. None gets less than 16 KiB in a direction.
+    #[serde(deserialize_with = "units::size")]
+    pub buffer: usize,
 }
 
 /// `admin.*`
@@ -481,6 +486,7 @@ impl Default for Bridge {
             certificate: None,
             key: None,
             insecure: false,
+            buffer: 512 << 20,
         }
     }
 }

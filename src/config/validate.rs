@@ -13,6 +13,9 @@ use super::{
 };
 
 const MAX_MESSAGE_SIZE: usize = 1 << 30;
+/// What bridged tunnels may keep in memory together. Half of it, which is what may arrive, has to fit
+/// into the window of one connection between nodes.
+const BUFFERS: RangeInclusive<usize> = 16 << 20..=2 << 30;
 /// Smaller ones would hardly hold one piece of a large frame.
 const BACKLOGS: RangeInclusive<usize> = 64 << 10..=1 << 30;
 const MAX_COUNT: usize = 1_000_000_000;
@@ -112,6 +115,9 @@ impl Faults {
         self.within("authentication.concurrency", config.authentication.concurrency, 1..=MAX_COUNT);
         if !(1..=MAX_MESSAGE_SIZE).contains(&limits.message_size) {
             self.add("limits.message_size", "expected a size from 1 byte to 1GiB");
+        }
+        if !BUFFERS.contains(&config.bridge.buffer) {
+            self.add("bridge.buffer", "expected a size from 16MiB to 2GiB");
         }
     }
 
@@ -332,6 +338,9 @@ mod tests {
         assert_eq!(keys(|c| c.limits.message_size = 0), ["limits.message_size"]);
         assert_eq!(keys(|c| c.limits.message_size = (1 << 30) + 1), ["limits.message_size"]);
         assert!(keys(|c| c.limits.message_size = 1 << 30).is_empty());
+        assert_eq!(keys(|c| c.bridge.buffer = (16 << 20) - 1), ["bridge.buffer"]);
+        assert_eq!(keys(|c| c.bridge.buffer = (2 << 30) + 1), ["bridge.buffer"]);
+        assert!(keys(|c| c.bridge.buffer = 2 << 30).is_empty());
         assert_eq!(keys(|c| c.authentication.concurrency = 0), ["authentication.concurrency"]);
     }
 

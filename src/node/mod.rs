@@ -25,6 +25,7 @@ use crate::admin;
 use crate::auth::{
     AcceptAny, Authenticator, HttpAuthenticator, HttpSettings, SetupError as AuthenticationError,
 };
+use crate::cluster::Budget;
 use crate::cluster::client::Peers;
 use crate::cluster::server::BridgeService;
 use crate::cluster::tls::{BridgeTls, BridgeTlsError};
@@ -244,11 +245,13 @@ impl Prepared {
         };
         let rendezvous = rendezvous_of(cluster.as_ref().map(|(_, _, redis)| redis));
         let misdirections = Misdirections::new(id.clone(), Arc::clone(&telemetry.journal));
+        let budget = Budget::new(config.bridge.buffer, &telemetry.metrics);
         let peers = cluster.as_ref().map(|(_, _, redis)| {
             let (tls, metrics) = (bridge_tls.clone(), Arc::clone(&telemetry.metrics));
             let misdirections = Arc::clone(&misdirections);
             let (name, lifecycle) = (Arc::clone(&name), lifecycle.clone());
-            let peers = Peers::new(name, tls, stalled, lifecycle, metrics, misdirections);
+            let budget = Arc::clone(&budget);
+            let peers = Peers::new(name, tls, stalled, lifecycle, metrics, misdirections, budget);
             redis.query_neighbours(Arc::clone(&peers) as _);
             peers
         });
@@ -286,6 +289,7 @@ impl Prepared {
                 stalled,
                 lifecycle: lifecycle.clone(),
                 misdirections: Arc::clone(&misdirections),
+                budget,
             };
             node.serve(cluster::server::serve(service, bridge, bridge_tls));
             (node.bridge_addr, node.redis) = (Some(address), Some(redis));

@@ -3,13 +3,15 @@
 use std::task::{Context, Poll, ready};
 
 use crate::observability::Traffic;
-use crate::protocol::{Chunk, Close};
+use crate::protocol::{Chunk, Close, without_its_block};
 use crate::transport::{End, Leg};
 use crate::turn::{Turn, yield_turn};
 
 /// The most bytes handed to a leg at once; larger chunks are cut. It bounds what a leg has to
 /// buffer, whatever the size of messages.
 const PIECE: usize = 64 * 1024;
+/// A chunk of fewer bytes is copied before it waits.
+const SMALL: usize = 4 * 1024;
 
 /// Why a pump stops.
 pub(super) enum Stop {
@@ -46,6 +48,8 @@ enum Told {
 #[derive(Default)]
 pub(super) struct Pump {
     held: Option<Chunk>,
+    /// That is not a small part of a large block.
+    is_settled: bool,
     /// All that was sent has gone out. Not so at first: the notification has not.
     flushed: bool,
     broken: bool,
@@ -73,14 +77,22 @@ impl Pump {
         }
         let mut turn = Turn::new();
         while !turn.is_over() {
-            if let Err(end) = ready!(self.poll_send_held(cx, sink)) {
-                self.broken = true;
-                return Poll::Ready(Stop::Sink(end));
+            match self.poll_send_held(cx, sink) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(end)) => {
+                    self.broken = true;
+                    return Poll::Ready(Stop::Sink(end));
+                }
+                Poll::Pending => {
+                    self.settle();
+                    source.gather(cx);
+                    return Poll::Pending;
+                }
             }
             match source.poll_recv(cx) {
                 Poll::Ready(Ok(chunk)) => {
                     turn.spend(chunk.data.len());
-                    self.held = Some(chunk);
+                    (self.held, self.is_settled) = (Some(chunk), false);
                 }
                 Poll::Ready(Err(End::Finished)) => {
                     let told = if sink.send_end(cx) { Told::End } else { Told::Goodbye };
@@ -131,6 +143,15 @@ impl Pump {
             return Poll::Ready(());
         }
         sink.poll_flush(cx).map(|_result| ())
+    }
+
+    /// Lets go of the block of a small chunk, which may have to wait.
+    fn settle(&mut self) {
+        if !std::mem::replace(&mut self.is_settled, true)
+            && let Some(chunk) = &mut self.held
+        {
+            chunk.data = without_its_block(std::mem::take(&mut chunk.data), SMALL);
+        }
     }
 
     fn poll_send_held(

@@ -41,6 +41,11 @@ pub trait Leg: Send {
     /// The next chunk that came in. After an error only the closing methods may be called.
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Chunk, End>>;
 
+    /// Called in place of [`Leg::poll_recv`] while no chunk is wanted, as the other leg has no room:
+    /// a leg that buffers what arrives keeps that in as little memory as can be, and has the task
+    /// woken when more arrives.
+    fn gather(&mut self, _cx: &mut Context<'_>) {}
+
     /// Ready once there is room for one more chunk: this is where backpressure comes from.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>>;
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Args;
+use futures_util::stream::{self, TryStreamExt};
 use futures_util::{SinkExt, StreamExt};
 use nymea_remoteproxy::client::{Connector, Message, Tunnel};
 use nymea_remoteproxy::protocol::Token;
@@ -14,12 +15,16 @@ use serde_json::json;
 use tokio::time::timeout;
 
 use crate::node;
-use crate::report::median;
+use crate::report::{median, rounded};
+use crate::stalled::difference;
+use crate::usage::Processes;
 
 /// One message, in bytes.
-const MESSAGE: usize = 16 * 1024;
+const MESSAGE: u32 = 16 * 1024;
+/// Tunnels that are filled at the same time.
+const AT_ONCE: usize = 50;
 /// A writer that gets nothing rid of for so long is stalled.
-const STALLED_AFTER: Duration = Duration::from_millis(300);
+const STALLED_AFTER: Duration = Duration::from_secs(1);
 /// What no stalled tunnel may swallow, in bytes.
 const SWALLOWED: usize = 64 << 20;
 
@@ -31,6 +36,9 @@ pub(crate) struct Options {
     /// Tunnels whose reader reads nothing while their writer floods them.
     #[arg(long, default_value_t = 8)]
     stalled: u32,
+    /// The size of the messages that fill them, in bytes.
+    #[arg(long, default_value_t = MESSAGE, value_parser = clap::value_parser!(u32).range(1..))]
+    size: u32,
     /// How long each measurement takes.
     #[arg(long, default_value_t = 2, value_name = "SECONDS")]
     seconds: u64,
@@ -40,6 +48,9 @@ pub(crate) struct Options {
     /// Fail if the live tunnel keeps less than this share of its speed.
     #[arg(long, value_name = "PERCENT")]
     min_percent: Option<f64>,
+    /// Fail if one of the nodes takes more than this for the stalled tunnels
+    #[arg(long, value_name = "MIB")]
+    max_mib: Option<f64>,
 }
 
 pub(crate) async fn run(options: &Options) -> anyhow::Result<ExitCode> {
@@ -48,33 +59,45 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let connect = |url: &str| anyhow::Ok(Connector::new(url)?.name("bench").insecure());
     let ends = (connect(&one.url)?, connect(&other.url)?);
     let time = Duration::from_secs(options.seconds);
+    let processes = Processes::new(vec![one.pid, other.pid]);
     let (mut alone, mut beside) = (Vec::new(), Vec::new());
+    let mut more = [0.0; 2];
     for round in 0..options.rounds {
         alone.push(speed(&ends, &format!("alone {round}"), time).await?);
-        let mut stalled = Vec::new();
-        for number in 0..options.stalled {
-            stalled.push(stall(&ends, &format!("stalled {round} {number}")).await?);
+        let before = processes.resident_kib_of_each()?;
+        let stalling = (0..options.stalled)
+            .map(|number| stall(&ends, format!("stalled {round} {number}"), options.size as usize));
+        let stalled: Vec<_> =
+            stream::iter(stalling).buffer_unordered(AT_ONCE).try_collect().await?;
+        for (more, (now, then)) in
+            more.iter_mut().zip(processes.resident_kib_of_each()?.into_iter().zip(before))
+        {
+            *more = f64::max(*more, rounded(difference(now, then) / 1024.0));
         }
         beside.push(speed(&ends, &format!("beside {round}"), time).await?);
+        drop(stalled);
     }
     let (alone, beside) = (median(alone), median(beside));
     let percent = (beside / alone * 1000.0).round() / 10.0;
     let result = json!({
         "stalled": options.stalled,
+        "bytes": options.size,
         "alone_mib_per_s": alone.round(),
         "beside_mib_per_s": beside.round(),
         "percent": percent,
+        "mib_more_of_each": more,
     });
     writeln!(std::io::stdout(), "{result}")?;
-    let enough = options.min_percent.is_none_or(|min| percent >= min);
-    Ok(if enough { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let is_fast = options.min_percent.is_none_or(|min| percent >= min);
+    let is_small = options.max_mib.is_none_or(|max| more.iter().all(|&more| more <= max));
+    Ok(if is_fast && is_small { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// MiB per second through one tunnel.
 async fn speed(ends: &(Connector, Connector), token: &str, time: Duration) -> anyhow::Result<f64> {
     let (mut sender, mut receiver) = open(ends, token).await?;
     let sending = async {
-        let message = Message::Binary(vec![1; MESSAGE].into());
+        let message = Message::Binary(vec![1; MESSAGE as usize].into());
         while sender.send(message.clone()).await.is_ok() {}
     };
     let receiving = async {
@@ -101,12 +124,16 @@ async fn speed(ends: &(Connector, Connector), token: &str, time: Duration) -> an
 }
 
 /// A tunnel that is full.
-async fn stall(ends: &(Connector, Connector), token: &str) -> anyhow::Result<(Tunnel, Tunnel)> {
-    let (mut sender, receiver) = open(ends, token).await?;
-    let message = Message::Binary(vec![1; MESSAGE].into());
+async fn stall(
+    ends: &(Connector, Connector),
+    token: String,
+    size: usize,
+) -> anyhow::Result<(Tunnel, Tunnel)> {
+    let (mut sender, receiver) = open(ends, &token).await?;
+    let message = Message::Binary(vec![1; size].into());
     let mut sent = 0;
     while timeout(STALLED_AFTER, sender.send(message.clone())).await.is_ok() {
-        sent += MESSAGE;
+        sent += size;
         anyhow::ensure!(sent < SWALLOWED, "a tunnel takes data for a reader that reads none");
     }
     Ok((sender, receiver))
