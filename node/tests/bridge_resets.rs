@@ -13,7 +13,7 @@ use cluster::endpoints::cluster::Certificates;
 use cluster::endpoints::redis::{Server, free_port, until};
 use cluster::endpoints::{DEADLINE, Endpoint, soon, tunnel_between};
 use cluster::{Member, talk, within};
-use futures_util::future::join_all;
+use futures_util::stream::{self, StreamExt};
 use tempfile::NamedTempFile;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -24,6 +24,8 @@ const STANDING: usize = 12;
 /// Clients that leave at once.
 const LEAVING: usize = 600;
 const ROUNDS: usize = 4;
+/// Clients that connect at once: a node limits silent connections of one network.
+const AT_ONCE: usize = 100;
 /// Longer than a step of a set-up may take, shorter than a lease.
 const FREEZE: Duration = Duration::from_millis(3600);
 
@@ -108,6 +110,11 @@ async fn waiting(node: &Node, token: &str) -> TcpStream {
     tcp
 }
 
+/// The connections of many clients.
+async fn all<C: Future<Output = TcpStream>>(clients: impl Iterator<Item = C>) -> Vec<TcpStream> {
+    stream::iter(clients).buffer_unordered(AT_ONCE).collect().await
+}
+
 fn leave_abruptly(tcp: TcpStream) {
     tcp.set_zero_linger().expect("an open connection");
     drop(tcp);
@@ -119,8 +126,8 @@ async fn clients_that_leave_while_they_are_bridged_end_no_tunnel_of_others() {
     for round in 0..ROUNDS {
         let [owner, claimer] = &pair.nodes;
         let tokens: Vec<_> = (0..LEAVING).map(|number| format!("{round} {number}")).collect();
-        let waiting = join_all(tokens.iter().map(|token| waiting(owner, token))).await;
-        let leaving = join_all(tokens.iter().map(|token| asking(claimer, token))).await;
+        let waiting = all(tokens.iter().map(|token| waiting(owner, token))).await;
+        let leaving = all(tokens.iter().map(|token| asking(claimer, token))).await;
         leaving.into_iter().for_each(leave_abruptly);
         drop(waiting);
         pair.all_live().await;
@@ -132,9 +139,9 @@ async fn a_short_freeze_with_many_claimers_ends_no_tunnel() {
     let mut pair = Pair::start().await;
     let [owner, claimer] = &pair.nodes;
     let tokens: Vec<_> = (0..200).map(|number| format!("claimed {number}")).collect();
-    let _waiting = join_all(tokens.iter().map(|token| waiting(owner, token))).await;
+    let _waiting = all(tokens.iter().map(|token| waiting(owner, token))).await;
     owner.member.freeze();
-    let _claiming = join_all(tokens.iter().map(|token| waiting(claimer, token))).await;
+    let _claiming = all(tokens.iter().map(|token| waiting(claimer, token))).await;
     sleep(FREEZE).await;
     owner.member.thaw();
     within(DEADLINE, "all tunnels talk", pair.all_live()).await;

@@ -90,6 +90,11 @@ impl Watched {
                 debug!(peer, address, error, "a node has closed a bridge connection");
                 return;
             }
+            // As when a node has ended in order.
+            Kind::Broken if tunnels == 0 => {
+                debug!(peer, address, error, "an unused bridge connection is lost");
+                return;
+            }
             Kind::RefusedHere | Kind::RefusedThere => warn!(
                 peer,
                 address,
@@ -98,7 +103,7 @@ impl Watched {
                 error,
                 "a bridge connection has ended by an HTTP/2 error, and its tunnels with it"
             ),
-            Kind::Silent | Kind::Broken if tunnels > 0 => info!(
+            Kind::Silent | Kind::Broken => info!(
                 peer,
                 address,
                 tunnels,
@@ -106,9 +111,6 @@ impl Watched {
                 error,
                 "a bridge connection is lost, and its tunnels with it"
             ),
-            Kind::Silent | Kind::Broken => {
-                debug!(peer, address, reason, error, "an unused bridge connection is lost");
-            }
         }
         self.metrics.bridge_connection_failed(reason);
     }
