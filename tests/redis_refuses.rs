@@ -5,12 +5,14 @@ mod support;
 
 use std::fs;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use nymea_remoteproxy::config::{self, Secret};
 use nymea_remoteproxy::observability::{EventKind, Telemetry};
 use nymea_remoteproxy::rendezvous::redis::{Health, RedisRendezvous};
 use nymea_remoteproxy::rendezvous::{Answer, Rendezvous};
 use support::cluster::Cluster;
+use support::delay::SlowReplies;
 use support::redis::{
     Server, ask, asking, away, cluster, events, join_observed, offer, quick, quick_settings,
     settings, until, up,
@@ -209,6 +211,24 @@ async fn forgotten_scripts_are_no_outage() {
     at.pairs("t").await;
     sleep(quick().refresh * 2).await;
     assert!(at.is_up() && at.outages().is_empty());
+}
+
+#[tokio::test]
+async fn errands_that_take_long_do_not_delay_the_lease() {
+    let server = Server::start().await;
+    let slow = SlowReplies::start(server.port, Duration::from_millis(300)).await;
+    let at = Observed::join(&settings(&slow.redis_url())).await;
+    // One after the other, these take four times as long as the lease lasts.
+    let key = offer("t").key;
+    for _ in 0..20 {
+        at.node.release(key, offer("t").id);
+    }
+    let since = Instant::now();
+    while since.elapsed() < quick().lease * 3 {
+        assert_eq!(server.nodes().await, 1, "after {:?}", since.elapsed());
+        sleep(Duration::from_millis(50)).await;
+    }
+    assert!(at.outages().is_empty());
 }
 
 #[tokio::test]
