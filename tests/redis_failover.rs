@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use nymea_remoteproxy::config::{self, Secret};
 use nymea_remoteproxy::observability::EventKind;
 use nymea_remoteproxy::rendezvous::{Answer, Home, Rendezvous, Waiting};
+use support::delay::SlowReplies;
 use support::held_back::HeldBack;
 use support::redis::{
     Server, ask, away, cluster, events, join, join_observed, offer, quick, quick_settings,
@@ -53,10 +54,28 @@ async fn nodes_follow_a_planned_failover_at_once() {
     let met = ask(&newcomer, offer("waiting")).await;
     assert!(matches!(met, Answer::Claimed(Waiting { id, .. }) if id == waiting.id), "{met:?}");
     let after = named.elapsed();
-    println!("the nodes met {after:?} after the failover");
     // Sentinel demotes the old master up to ten seconds later, which does not matter any more.
     assert!(after < Duration::from_secs(4), "{after:?}");
     assert_eq!(events(&telemetry, EventKind::Trouble), [""; 0]);
+}
+
+#[tokio::test]
+async fn another_address_of_the_same_master_is_no_failover() {
+    let master = Server::start().await;
+    let by_another_way = SlowReplies::start(master.port, Duration::ZERO).await;
+    let sentinel = Server::stray_sentinel(master.port).await;
+    let (at, telemetry) = join_observed(&watched(&sentinel), "a");
+    up(&at).await;
+    assert_eq!(ask(&at, offer("t")).await, Answer::Wait);
+    let mut epoch = at.epoch();
+    epoch.mark_unchanged();
+    let port = by_another_way.address.port().to_string();
+    sentinel.ask::<()>(&["SENTINEL", "REMOVE", "main"]).await;
+    sentinel.ask::<()>(&["SENTINEL", "MONITOR", "main", "127.0.0.1", &port, "1"]).await;
+    sleep(quick().refresh * 4).await;
+    assert_eq!(events(&telemetry, EventKind::Trouble), [""; 0]);
+    assert!(!epoch.has_changed().expect("a keeper"), "nothing is lost");
+    assert!(matches!(ask(&at, offer("t")).await, Answer::Claimed(_)));
 }
 
 #[tokio::test]

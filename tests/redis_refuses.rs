@@ -216,11 +216,11 @@ async fn forgotten_scripts_are_no_outage() {
 #[tokio::test]
 async fn errands_that_take_long_do_not_delay_the_lease() {
     let server = Server::start().await;
-    let slow = SlowReplies::start(server.port, Duration::from_millis(300)).await;
+    let slow = SlowReplies::start(server.port, Duration::from_millis(100)).await;
     let at = Observed::join(&settings(&slow.redis_url())).await;
     // One after the other, these take four times as long as the lease lasts.
     let key = offer("t").key;
-    for _ in 0..20 {
+    for _ in 0..60 {
         at.node.release(key, offer("t").id);
     }
     let since = Instant::now();
@@ -269,7 +269,8 @@ async fn a_node_whose_redis_is_full_is_not_ready_and_gives_the_reason() {
     set(&cluster.redis, "maxmemory", "100kb").await;
     until("not ready", async || readyz().await.0 == 503).await;
     let (_, reasons) = readyz().await;
-    assert!(reasons.contains("Redis is away") && reasons.contains("OOM"), "{reasons}");
+    // Everybody may ask this: the rest of what Redis answered is in the log.
+    assert!(reasons.starts_with("Redis is away for") && reasons.ends_with("s: OOM\n"), "{reasons}");
     let metrics = cluster.nodes[0].telemetry().metrics.text();
     assert!(metrics.contains("remoteproxy_redis_up 0"), "{metrics}");
     set(&cluster.redis, "maxmemory", "0").await;

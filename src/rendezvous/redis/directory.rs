@@ -16,6 +16,7 @@ use super::listing::Errand;
 use super::scripts::{Gone, Held, Possession};
 use super::{Core, MAX_PAUSE, RedisRendezvous, Unanswered, backoff};
 use crate::ids::OfferId;
+use crate::observability::Occurrence;
 use crate::rendezvous::{
     Directory, Holder, Home, Registered, Registration, RemoteNode, Role, Unavailable,
 };
@@ -198,7 +199,10 @@ impl Core {
                 true
             }
             Ok(Asked::Told(Possession::Held(_))) => {
-                warn!(registration = %id, "a registered UUID has been lost to another endpoint");
+                let what = "a registered UUID has been lost to another endpoint";
+                if self.link.recurs(&Occurrence::trouble(what, "registered elsewhere")) {
+                    warn!(registration = %id, "{what}");
+                }
                 self.listing().lose(id);
                 true
             }

@@ -9,9 +9,9 @@ use tokio_util::task::TaskTracker;
 use tracing::info;
 
 use super::fence::Trail;
-use super::link::{NO_ANSWER, Unanswered};
+use super::link::{Reason, Unanswered};
 use super::server::Server;
-use super::target::{Connection, Target};
+use super::target::{ConnectError, Connection, Target};
 use super::{Core, backoff, errands, lookout};
 
 /// Between two attempts to refresh the lease when one has failed or there is doubt.
@@ -23,6 +23,12 @@ const MISSES: u32 = 2;
 struct Keeper {
     core: Arc<Core>,
     target: Arc<Target>,
+}
+
+/// A connection to a server that takes writes, as far as it reports.
+pub(super) struct Reached {
+    connection: Connection,
+    pub(super) server: Server,
 }
 
 /// A new connection, over which the lease has been written.
@@ -64,7 +70,7 @@ impl Keeper {
     async fn connect(&self) {
         let mut attempts = 0;
         loop {
-            match open(&self.core, &self.target).await {
+            match self.try_connect().await {
                 Ok(Opened { connection, server, lease_was_there }) => {
                     note(&self.core, server, lease_was_there);
                     return self.core.link.up(connection);
@@ -74,6 +80,11 @@ impl Keeper {
             sleep(backoff(attempts, self.core.pace.backoff)).await;
             attempts += 1;
         }
+    }
+
+    async fn try_connect(&self) -> Result<Opened, Reason> {
+        let reached = reach(&self.core, &self.target).await?;
+        enter(&self.core, reached).await
     }
 
     /// Refreshes the lease until that fails.
@@ -89,13 +100,13 @@ impl Keeper {
             begun = Instant::now();
             match self.refresh().await {
                 Ok(()) => misses = 0,
-                Err(Unanswered::Redis(error)) => return core.link.give_up(&error.to_string()),
+                Err(Unanswered::Redis(error)) => return core.link.give_up(&Reason::from(&error)),
                 Err(Unanswered::Timeout) => misses += 1,
                 // The connection has been replaced, or is being.
                 Err(Unanswered::Away) => {}
             }
         }
-        core.link.give_up("the lease could not be refreshed in time");
+        core.link.give_up(&Reason::from("the lease could not be refreshed in time"));
     }
 
     async fn refresh(&self) -> Result<(), Unanswered> {
@@ -112,20 +123,28 @@ impl Keeper {
     }
 }
 
-/// Opens a connection and writes the lease over it: an offer of a node without one does not count.
-/// Each step takes at most [`Core::patience`].
-pub(super) async fn open(core: &Core, target: &Target) -> Result<Opened, String> {
-    let patience = core.patience;
-    let mut connection = target.connect(patience).await.map_err(|error| error.to_string())?;
-    let server = Server::ask(&mut connection, patience).await.map_err(|error| error.to_string())?;
+/// Connects, and looks at the server. Each step takes at most [`Core::patience`].
+pub(super) async fn reach(core: &Core, target: &Target) -> Result<Reached, Reason> {
+    let reaching = async {
+        let mut connection = target.connect(core.patience).await?;
+        let server = Server::ask(&mut connection, core.patience).await?;
+        Ok(Reached { connection, server })
+    };
+    reaching.await.map_err(|error: ConnectError| Reason::of(&error, error.redis()))
+}
+
+/// Ends the connection that was opened before, and writes the lease: an offer of a node without one
+/// does not count. Each step takes at most [`Core::patience`].
+pub(super) async fn enter(core: &Core, reached: Reached) -> Result<Opened, Reason> {
+    let (Reached { mut connection, server }, patience) = (reached, core.patience);
     core.link.trail().end(&mut connection, &server.identity, patience).await;
     core.link.set_trail(Trail::of(&mut connection, &server.identity, patience).await);
     let facts = core.facts();
     let lease = core.scripts.lease(&facts);
     let written = timeout(patience, lease.invoke_async(&mut connection)).await;
     let lease_was_there = written
-        .map_err(|_| NO_ANSWER.to_owned())?
-        .map_err(|error: redis::RedisError| error.to_string())?;
+        .map_err(|_| Reason::no_answer())?
+        .map_err(|error: redis::RedisError| Reason::from(&error))?;
     Ok(Opened { connection, server, lease_was_there })
 }
 

@@ -18,10 +18,7 @@ use tracing::{debug, info, warn};
 use super::fence::Trail;
 use super::server::Identity;
 use super::target::Connection;
-use crate::observability::{EventKind, Journal, Metrics, Telemetry};
-
-/// The reason when Redis is silent.
-pub(super) const NO_ANSWER: &str = "no answer in time";
+use crate::observability::{EventKind, Journal, Metrics, Occurrence, Telemetry};
 
 /// Whether Redis serves this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,7 +29,7 @@ pub enum Health {
     Away {
         /// Since then.
         since: Instant,
-        /// What was tried last, and what came of it.
+        /// Why, in a few words that may be shown to strangers.
         reason: Arc<str>,
     },
 }
@@ -49,6 +46,41 @@ pub enum Unanswered {
     /// Redis refuses, or the connection broke.
     #[error(transparent)]
     Redis(#[from] RedisError),
+}
+
+/// Why Redis counts as away.
+#[derive(Debug)]
+pub(super) struct Reason {
+    /// The code of the error, or its kind. Details may name users and keys.
+    short: Arc<str>,
+    /// For those who read the log.
+    full: String,
+}
+
+impl Reason {
+    /// Redis is silent.
+    pub(super) fn no_answer() -> Self {
+        Self::from("no answer in time")
+    }
+
+    /// An error that may have come from Redis.
+    pub(super) fn of(error: &dyn std::error::Error, redis: Option<&RedisError>) -> Self {
+        let full = error.to_string();
+        let short = redis.map_or(full.as_str(), |redis| redis.code().unwrap_or(redis.category()));
+        Self { short: short.into(), full }
+    }
+}
+
+impl From<&'static str> for Reason {
+    fn from(text: &'static str) -> Self {
+        Self { short: text.into(), full: text.into() }
+    }
+}
+
+impl From<&RedisError> for Reason {
+    fn from(error: &RedisError) -> Self {
+        Self::of(error, Some(error))
+    }
 }
 
 impl Unanswered {
@@ -75,6 +107,7 @@ pub(super) struct Link {
     patience: Duration,
     metrics: Arc<Metrics>,
     journal: Arc<Journal>,
+    telemetry: Option<Telemetry>,
     current: watch::Sender<Option<Wire>>,
     health: watch::Sender<Health>,
     last_answer: Mutex<Instant>,
@@ -103,6 +136,7 @@ impl Link {
             patience,
             metrics: telemetry.map_or_else(Metrics::off, |it| Arc::clone(&it.metrics)),
             journal: telemetry.map(|it| Arc::clone(&it.journal)).unwrap_or_default(),
+            telemetry: telemetry.cloned(),
             current: watch::Sender::new(None),
             health: watch::Sender::new(Health::Away { since: now, reason: "starting".into() }),
             last_answer: Mutex::new(now),
@@ -145,12 +179,13 @@ impl Link {
             }
             Ok(Err(error)) => {
                 // In a cluster, it may be one of several servers that is in trouble.
-                if is_refusal(&error) || is_cluster {
+                let is_odd = error.kind() == ErrorKind::UnexpectedReturnType;
+                if is_refusal(&error) || is_odd || is_cluster {
                     debug!(%error, "Redis refuses a command");
                     self.doubt.notify_one();
                 } else {
                     set_to_now(&self.steady_since);
-                    self.down(number, &error.to_string());
+                    self.down(number, &Reason::from(&error));
                 }
                 Err(error.into())
             }
@@ -158,7 +193,7 @@ impl Link {
                 set_to_now(&self.steady_since);
                 // Slow is not silent: others may have had their answers meanwhile.
                 if get(&self.last_answer) < asked_at {
-                    self.down(number, NO_ANSWER);
+                    self.down(number, &Reason::no_answer());
                 }
                 Err(Unanswered::Timeout)
             }
@@ -199,29 +234,34 @@ impl Link {
     }
 
     /// There is no connection, and none could be made.
-    pub(super) fn cannot_connect(&self, reason: &str) {
+    pub(super) fn cannot_connect(&self, reason: &Reason) {
         if self.told.swap(true, Ordering::Relaxed) {
-            debug!(reason, "cannot connect to Redis");
+            debug!(reason = reason.full, "cannot connect to Redis");
         } else {
             self.tell(reason);
         }
         self.health.send_if_modified(|health| match health {
-            Health::Away { reason: before, .. } if **before != *reason => {
-                *before = reason.into();
+            Health::Away { reason: before, .. } if *before != reason.short => {
+                *before = Arc::clone(&reason.short);
                 true
             }
             Health::Away { .. } | Health::Up => false,
         });
     }
 
-    fn tell(&self, reason: &str) {
-        self.trouble(&format!("Redis is away: {reason}"));
+    fn tell(&self, reason: &Reason) {
+        self.trouble(&format!("Redis is away: {}", reason.full));
     }
 
     /// Something that an operator should look at.
     pub(super) fn trouble(&self, what: &str) {
         self.journal.note(EventKind::Trouble, what);
         warn!("{what}");
+    }
+
+    /// Records what may concern many endpoints at once. True if the caller logs it.
+    pub(super) fn recurs(&self, occurrence: &Occurrence) -> bool {
+        self.telemetry.as_ref().is_none_or(|telemetry| telemetry.recurs(occurrence))
     }
 
     /// The connection of the moment.
@@ -268,7 +308,7 @@ impl Link {
     }
 
     /// The connection of the moment is no good.
-    pub(super) fn give_up(&self, reason: &str) {
+    pub(super) fn give_up(&self, reason: &Reason) {
         let number = self.current.borrow().as_ref().map(|wire| wire.number);
         if let Some(number) = number {
             self.down(number, reason);
@@ -315,7 +355,7 @@ impl Link {
         self.current.borrow().is_some()
     }
 
-    fn down(&self, number: u64, reason: &str) {
+    fn down(&self, number: u64, reason: &Reason) {
         let mut gone = None;
         self.current.send_if_modified(|current| {
             gone = current.take_if(|wire| wire.number == number);
@@ -325,7 +365,8 @@ impl Link {
             wire.over.cancel();
             self.told.store(true, Ordering::Relaxed);
             self.tell(reason);
-            self.health.send_replace(Health::Away { since: Instant::now(), reason: reason.into() });
+            let reason = Arc::clone(&reason.short);
+            self.health.send_replace(Health::Away { since: Instant::now(), reason });
         }
     }
 }
@@ -340,9 +381,5 @@ fn set_to_now(instant: &Mutex<Instant>) {
 
 /// Whether the server has answered that it does not do this.
 fn is_refusal(error: &RedisError) -> bool {
-    match error.kind() {
-        // An answer that is none of ours, or one of a server that is full, busy, misconfigured…
-        ErrorKind::Server(_) | ErrorKind::Extension | ErrorKind::UnexpectedReturnType => true,
-        _ => false,
-    }
+    matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension)
 }

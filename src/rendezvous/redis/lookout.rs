@@ -123,15 +123,20 @@ impl Lookout {
     /// Goes to the master that the sentinels name, if it takes the lease. Until then, the old one
     /// is kept.
     async fn move_on(&self) {
-        match keeper::open(&self.core, &self.target).await {
-            Ok(Opened { server, .. }) if self.core.link.is_server(&server.identity) => {
+        let core = &self.core;
+        match keeper::reach(core, &self.target).await {
+            // Entering there would end the connection of now.
+            Ok(reached) if core.link.is_server(&reached.server.identity) => {
                 debug!("the sentinels know the master by another address");
             }
-            Ok(Opened { connection, server, lease_was_there }) => {
-                self.core.link.up(connection);
-                keeper::note(&self.core, server, lease_was_there);
-            }
-            Err(reason) => debug!(reason, "the new master cannot be used yet"),
+            Ok(reached) => match keeper::enter(core, reached).await {
+                Ok(Opened { connection, server, lease_was_there }) => {
+                    core.link.up(connection);
+                    keeper::note(core, server, lease_was_there);
+                }
+                Err(reason) => debug!(?reason, "the new master cannot be used yet"),
+            },
+            Err(reason) => debug!(?reason, "the new master cannot be reached yet"),
         }
     }
 

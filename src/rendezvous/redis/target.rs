@@ -71,6 +71,16 @@ pub(super) enum ConnectError {
     Redis(#[from] RedisError),
 }
 
+impl ConnectError {
+    /// What Redis or its client says.
+    pub(super) fn redis(&self) -> Option<&RedisError> {
+        match self {
+            Self::Redis(error) => Some(error),
+            Self::Timeout | Self::Replica | Self::Loading | Self::NoMaster => None,
+        }
+    }
+}
+
 /// Where to connect to.
 pub(super) enum Target {
     Server(Client),
