@@ -49,6 +49,10 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 4)]
     pub(crate) strangers: usize,
 
+    /// Third endpoints with the token of an established tunnel that are there at once
+    #[arg(long, default_value_t = 2)]
+    pub(crate) intruders: usize,
+
     /// Seconds within which two honest endpoints must meet after the last fault has ended
     #[arg(long, default_value_t = 30)]
     bound: u64,

@@ -69,7 +69,9 @@ impl Load {
         for number in 0..world.options.strangers {
             self.add(world, format!("stranger {number}"), stranger::run(Arc::clone(world)));
         }
-        self.add(world, "intruder".into(), intruder::run(Arc::clone(world)));
+        for number in 0..world.options.intruders {
+            self.add(world, format!("intruder {number}"), intruder::run(Arc::clone(world)));
+        }
         self.add(world, "watch".into(), watch(Arc::clone(world)));
     }
 
