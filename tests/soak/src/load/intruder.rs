@@ -62,24 +62,19 @@ async fn intrude(world: &World, pair: &Pair, node: usize, way: Way) {
         took.as_secs_f64()
     );
     world.journal.detail(format_args!("{what}: {outcome:?}"));
-    match outcome {
-        Outcome::Refused => world.statistics.count("intruders: refused"),
-        Outcome::Failed(reason) => world.statistics.count(format!("intruders: {reason}")),
-        Outcome::Kept => {
-            world.statistics.count("intruders: not refused in time");
-            let since = took + world.options.within(REPAIRED);
-            let unaffected = world.is_quiet(since, |fault| concerns(fault, &before.nodes(), node));
-            if unaffected && stays(pair, &before).await {
-                world.journal.violation("intruder", format_args!("{what}: not refused"));
-            }
-        }
-        Outcome::Established => {
-            world.statistics.count("intruders: established");
-            // If the tunnel has ended in the same moment, the intruder may have got one of its ends.
-            if stays(pair, &before).await {
-                world.journal.violation("intruder", format_args!("{what}: established"));
-            }
-        }
+    let how = match outcome {
+        Outcome::Refused => return world.statistics.count("intruders: refused"),
+        Outcome::Failed(reason) => return world.statistics.count(format!("intruders: {reason}")),
+        Outcome::Kept => "not refused",
+        Outcome::Established => "established",
+    };
+    world.statistics.count(format!("intruders: {how}"));
+    // A node that cannot ask Redis cannot know, and one without a lease has lost what it had.
+    let since = took + world.options.within(REPAIRED);
+    let unaffected = world.is_quiet(since, |fault| concerns(fault, &before.nodes(), node));
+    // If the tunnel has ended in the same moment, the intruder may have got one of its ends.
+    if unaffected && stays(pair, &before).await {
+        world.journal.violation("intruder", format_args!("{what}: {how}"));
     }
 }
 
