@@ -274,12 +274,8 @@ async fn undrain(State(app): Shared) -> Response {
     (status = 503, description = "Redis cannot tell now.", body = Problem)
 ))]
 async fn cluster(State(app): Shared) -> Response {
-    let this = &app.admin.identity.node;
     match app.admin.cluster.nodes().await {
-        Ok(nodes) => {
-            let nodes = nodes.into_iter().map(|info| Member::of(info, this)).collect();
-            Json(Cluster { nodes }).into_response()
-        }
+        Ok(nodes) => Json(Cluster { nodes: Member::all(nodes, &app.admin) }).into_response(),
         Err(why) => {
             problem(StatusCode::SERVICE_UNAVAILABLE, format!("Redis cannot tell the nodes: {why}"))
         }

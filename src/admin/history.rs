@@ -154,7 +154,6 @@ async fn status(
     series: &[Series],
     earlier: Option<&Times>,
 ) -> Status {
-    let this = &admin.identity.node;
     let nodes = tokio::time::timeout(STEP / 2, admin.cluster.nodes()).await;
     let cluster = nodes.ok().and_then(Result::ok);
     let mut tunnels: Vec<_> = admin
@@ -169,8 +168,7 @@ async fn status(
     Status {
         node: NodeState::of(admin),
         sample,
-        cluster: cluster
-            .map(|nodes| nodes.into_iter().map(|info| Member::of(info, this)).collect()),
+        cluster: cluster.map(|nodes| Member::all(nodes, admin)),
         setup: setup(times(series), earlier),
         refused: Series::sums(series, "remoteproxy_connections_refused_total", "reason"),
         closed: Series::sums(series, "remoteproxy_connections_closed_total", "reason"),

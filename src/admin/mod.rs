@@ -70,4 +70,9 @@ pub struct Identity {
 pub trait ClusterView: Send + Sync {
     /// All of them; an error says why that is not known.
     fn nodes(&self) -> BoxFuture<'_, Result<Vec<NodeInfo>, String>>;
+
+    /// What is wrong with the address of the node with this id, if that has been seen.
+    fn trouble_with(&self, _node: &str) -> Option<String> {
+        None
+    }
 }

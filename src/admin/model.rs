@@ -115,18 +115,55 @@ pub(super) struct Member {
     draining: bool,
     /// It is the node that was asked.
     this: bool,
+    /// What is wrong with its address, and what to do.
+    trouble: Option<String>,
 }
 
 impl Member {
-    pub(super) fn of(info: NodeInfo, this: &str) -> Self {
+    /// All nodes of the cluster of `admin`.
+    pub(super) fn all(nodes: Vec<NodeInfo>, admin: &Admin) -> Vec<Self> {
+        let mut at = BTreeMap::<String, Vec<String>>::new();
+        for node in nodes.iter().filter(|node| !node.address.is_empty()) {
+            at.entry(node.address.clone()).or_default().push(node.name.clone());
+        }
+        let member = |info: NodeInfo| {
+            let names = at.get(&info.address).filter(|names| names.len() > 1);
+            let shared = names.map(|names| shared_address(&info.address, names));
+            let trouble = admin.cluster.trouble_with(&info.node).or(shared);
+            Self::of(info, &admin.identity.node, trouble)
+        };
+        nodes.into_iter().map(member).collect()
+    }
+
+    fn of(info: NodeInfo, this: &str, trouble: Option<String>) -> Self {
         let NodeInfo { node, name, address, version, started, load } = info;
         let Load { connections, tunnels, draining } = load;
         let this = node == this;
         // As the other nodes have written it into Redis.
         let [node, name, address, version, started] =
             [node, name, address, version, started].map(|text| shown(&text));
-        Self { node, name, address, version, started, connections, tunnels, draining, this }
+        Self {
+            node,
+            name,
+            address,
+            version,
+            started,
+            connections,
+            tunnels,
+            draining,
+            this,
+            trouble,
+        }
     }
+}
+
+fn shared_address(address: &str, names: &[String]) -> String {
+    format!(
+        "{address:?} is the address of {} nodes ({}): give each its own by bridge.advertise, unless \
+         one of them has just been restarted",
+        names.len(),
+        names.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ")
+    )
 }
 
 /// Which tunnels to list.

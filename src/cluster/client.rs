@@ -1,6 +1,6 @@
 //! Calls other nodes: fetches the far ends of tunnels, and asks how far away the nodes are.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -114,11 +114,7 @@ impl Peers {
             move || {
                 let Some(peers) = peers.upgrade() else { return Vec::new() };
                 let peers = peers.by_address();
-                let named = peers.values().map(|peer| (peer.name().to_owned(), value(peer)));
-                // Two starts of a node may be known by two addresses.
-                let mut sums = BTreeMap::new();
-                named.for_each(|(name, value)| *sums.entry(name).or_default() += value);
-                sums.into_iter().collect()
+                peers.values().map(|peer| (peer.name().to_owned(), value(peer))).collect()
             }
         };
         peers.metrics.observe_peers(
@@ -230,7 +226,7 @@ impl Peers {
         node: &RemoteNode,
         registration: (OfferId, Secret),
     ) -> Result<Life, BridgeError> {
-        let message = wire::probe(registration, &node.id);
+        let message = wire::probe(registration, &self.node, &node.id);
         let reply: ProbeReply = self.ask_once(node, PROBE, &message, PROBE_TIME).await?;
         if !reply.node.is_empty() {
             self.misdirections.answered(node, &node_of(&reply.node));

@@ -264,9 +264,9 @@ impl BridgeService {
     }
 
     async fn probe(&self, head: &Head, request: ProbeRequest) -> Result<ProbeReply, Status> {
-        let ProbeRequest { registration, secret, meant } = request;
+        let ProbeRequest { registration, secret, meant, node } = request;
         if !self.is_meant(&meant) {
-            self.misdirections.called(&node_of(&meant), "unknown", dialed(head));
+            self.misdirections.called(&node_of(&meant), name_of(&node), dialed(head));
             return Ok(wire::probed_wrong_node(&self.node.id));
         }
         let (registration, secret) = read_offer(&registration, &secret)

@@ -36,7 +36,7 @@ pub enum Refusal {
     #[error("both endpoints have the same UUID")]
     Loop,
     /// The node is not the one that was meant, and cannot know whether the endpoint waits.
-    #[error("another node was reached than the one that was meant, check bridge.advertise")]
+    #[error("another node was reached than the one that was meant")]
     WrongNode,
 }
 
@@ -131,10 +131,12 @@ pub(super) struct Asked {
 
 pub(super) fn probe(
     (registration, secret): (OfferId, Secret),
+    node: &str,
     meant: &NodeId,
 ) -> proto::ProbeRequest {
     let (registration, secret) = (bytes_of(registration), secret.0.to_vec().into());
-    proto::ProbeRequest { registration, secret, meant: meant.as_str().into() }
+    let (meant, node) = (meant.as_str().into(), node.into());
+    proto::ProbeRequest { registration, secret, meant, node }
 }
 
 pub(super) fn life(life: Life) -> proto::ProbeReply {
@@ -357,9 +359,11 @@ mod tests {
         assert_eq!(refused, [&b"\x1a\x18\x08\x06\x10\x01\x1a\x12"[..], written].concat());
         let reply = probed_wrong_node(&id).encode_to_vec();
         assert_eq!(reply, [&b"\x08\x01\x10\x04\x1a\x12"[..], written].concat());
-        let request = probe((OfferId::from(Uuid::nil()), Secret([7; 16])), &id).encode_to_vec();
+        let registration = (OfferId::from(Uuid::nil()), Secret([7; 16]));
+        let request = probe(registration, "m", &id).encode_to_vec();
         let (id, secret) = ([0; 16], [7; 16]);
-        let parts = [&b"\x0a\x10"[..], &id, b"\x12\x10", &secret, b"\x1a\x12", written];
+        let parts =
+            [&b"\x0a\x10"[..], &id, b"\x12\x10", &secret, b"\x1a\x12", written, b"\x22\x01m"];
         assert_eq!(request, parts.concat());
     }
 }

@@ -278,6 +278,7 @@ impl Prepared {
             fingerprint: tls.as_ref().map(ServerTls::fingerprint),
             grace: config.drain.grace,
             redis: None,
+            misdirections: Arc::clone(&misdirections),
             servers: JoinSet::new().into(),
         };
         if let Some((bridge, address, redis)) = cluster {
@@ -288,7 +289,7 @@ impl Prepared {
                 metrics: Arc::clone(&telemetry.metrics),
                 stalled,
                 lifecycle: lifecycle.clone(),
-                misdirections: Arc::clone(&misdirections),
+                misdirections,
                 budget,
             };
             node.serve(cluster::server::serve(service, bridge, bridge_tls));
@@ -404,6 +405,7 @@ pub struct Node {
     fingerprint: Option<Fingerprint>,
     grace: Duration,
     redis: Option<Arc<RedisRendezvous>>,
+    misdirections: Arc<Misdirections>,
     /// Bridge, admin and monitor: they serve until the last tunnel has ended.
     servers: Mutex<JoinSet<()>>,
 }

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use super::{LocalAddr, Node};
 use crate::accept::descriptors;
 use crate::admin::{Access, Admin, ClusterView, Identity};
+use crate::cluster::Misdirections;
 use crate::config;
 use crate::ids::NodeId;
 use crate::observability::{LogControl, Telemetry};
@@ -122,7 +123,10 @@ impl Operators {
         let load: LoadOf = Arc::new(move || load(&sessions));
         let unready = self.unready(node);
         let cluster: Box<dyn ClusterView> = match &node.redis {
-            Some(redis) => Box::new(Together(Arc::clone(redis))),
+            Some(redis) => Box::new(Together {
+                redis: Arc::clone(redis),
+                misdirections: Arc::clone(&node.misdirections),
+            }),
             None => Box::new(Alone { identity: identity.clone(), load: Arc::clone(&load) }),
         };
         Admin {
@@ -218,11 +222,18 @@ fn observe(
 }
 
 /// A node of a cluster.
-struct Together(Arc<RedisRendezvous>);
+struct Together {
+    redis: Arc<RedisRendezvous>,
+    misdirections: Arc<Misdirections>,
+}
 
 impl ClusterView for Together {
     fn nodes(&self) -> BoxFuture<'_, Result<Vec<NodeInfo>, String>> {
-        async { self.0.nodes().await.map_err(|error| error.to_string()) }.boxed()
+        async { self.redis.nodes().await.map_err(|error| error.to_string()) }.boxed()
+    }
+
+    fn trouble_with(&self, node: &str) -> Option<String> {
+        self.misdirections.of(node)
     }
 }
 

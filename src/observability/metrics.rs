@@ -8,6 +8,7 @@ mod gauges;
 mod instruments;
 mod labels;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +26,7 @@ use tracing::warn;
 pub(super) use self::gauges::TunnelGauge;
 pub use self::gauges::{ConnectionGauge, StreamGauge};
 use self::instruments::Instruments;
+use self::labels::PeerNames;
 pub use self::labels::{Stage, Step};
 use super::tunnels::Kind;
 use super::{Gateways, Series, Tunnels};
@@ -44,6 +46,7 @@ pub struct Metrics {
     provider: Option<SdkMeterProvider>,
     meter: Meter,
     instruments: Instruments,
+    peers: Arc<PeerNames>,
 }
 
 impl fmt::Debug for Metrics {
@@ -81,7 +84,7 @@ impl Metrics {
             .with_callback(move |observer| observer.observe(1, &build))
             .build();
         let instruments = Instruments::new(&meter);
-        Arc::new(Self { registry, provider, meter, instruments })
+        Arc::new(Self { registry, provider, meter, instruments, peers: Arc::default() })
     }
 
     /// Counts nothing.
@@ -176,14 +179,15 @@ impl Metrics {
 
     /// A tunnel that the node of this name opened to this one begins.
     pub fn bridge_stream_in(self: &Arc<Self>, peer: &str) -> StreamGauge {
-        let gauge = StreamGauge { metrics: Arc::clone(self), peer: shown(peer).into() };
+        let peer = self.peers.label(&shown(peer)).into();
+        let gauge = StreamGauge { metrics: Arc::clone(self), peer };
         gauge.count(1);
         gauge
     }
 
     /// A node has answered.
     pub fn round_trip(&self, peer: &str, took: Duration) {
-        let label = KeyValue::new("peer", shown(peer));
+        let label = KeyValue::new("peer", self.peers.label(&shown(peer)));
         self.instruments.bridge_round_trip.record(took.as_secs_f64(), &[label]);
     }
 
@@ -299,10 +303,16 @@ impl Metrics {
         values: impl Fn() -> Vec<(String, usize)> + Send + Sync + 'static,
     ) {
         let gauge = self.meter.u64_observable_gauge(name).with_description(text);
+        let peers = Arc::clone(&self.peers);
         gauge
             .with_callback(move |observer| {
+                // Two starts of a node may be known by two addresses.
+                let mut sums = BTreeMap::<String, usize>::new();
                 for (peer, value) in values() {
-                    observer.observe(value as u64, &[KeyValue::new("peer", shown(&peer))]);
+                    *sums.entry(peers.label(&shown(&peer))).or_default() += value;
+                }
+                for (peer, value) in sums {
+                    observer.observe(value as u64, &[KeyValue::new("peer", peer)]);
                 }
             })
             .build();

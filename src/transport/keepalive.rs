@@ -19,6 +19,8 @@ pub struct Patience {
 
 /// Pings that may stay unanswered.
 const MISSED_PONGS: u32 = 2;
+/// How long a sign of life that is overdue may still take to be read.
+const LAST_LOOK: Duration = Duration::from_millis(100);
 /// Ticks of all endpoints fall on multiples of this, so that one awakening of the node serves those
 /// that are due, and not each its own: with many idle endpoints, most of their cost.
 const BEAT_MS: u64 = 100;
@@ -45,6 +47,8 @@ pub(super) struct Keepalive {
     unanswered: u32,
     /// By when it must be heard of, as somebody wants to know whether it is alive.
     probed_until: Option<Instant>,
+    /// That time is over: what has come by then is still to be read.
+    overdue: bool,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -65,6 +69,7 @@ impl Keepalive {
             blocked_since: None,
             unanswered: 0,
             probed_until: None,
+            overdue: false,
         };
         // Jitter, so that connections opened together are not pinged together forever.
         keepalive.tick_again(now, 0.5..1.0);
@@ -76,6 +81,7 @@ impl Keepalive {
         self.heard = true;
         self.caught_up = false;
         self.probed_until = None;
+        self.overdue = false;
     }
 
     /// A pong came in. A ping that was answered leaves the endpoint in peace for two intervals: at the
@@ -156,12 +162,8 @@ impl Keepalive {
         if self.blocked_since.is_some_and(|since| now >= since + self.patience.stalled) {
             return Tick::GiveUp(Close::Stalled);
         }
-        if self.probed_until.is_some_and(|until| now >= until) {
-            self.probed_until = None;
-            // What is not read is not heard.
-            if self.blocked_since.is_none() && self.caught_up {
-                return Tick::GiveUp(Close::Unresponsive);
-            }
+        if let Some(close) = self.end_probe(now) {
+            return Tick::GiveUp(close);
         }
         if now < self.next_tick && beats_until(now) < self.may_tick {
             return Tick::Nothing;
@@ -181,6 +183,24 @@ impl Keepalive {
         }
         self.unanswered += 1;
         Tick::Ping
+    }
+
+    /// Ends a probe whose time is over. This node may have been stopped or busy meanwhile, with the
+    /// sign of life in the buffers of the system: only what was still not there when all of that
+    /// had been read is missing.
+    fn end_probe(&mut self, now: Instant) -> Option<Close> {
+        if self.probed_until.is_none_or(|until| now < until) {
+            return None;
+        }
+        if self.blocked_since.is_none() && !std::mem::replace(&mut self.overdue, true) {
+            self.caught_up = false;
+            self.probed_until = Some(now + LAST_LOOK);
+            return None;
+        }
+        self.probed_until = None;
+        self.overdue = false;
+        // What is not read is not heard.
+        (self.blocked_since.is_none() && self.caught_up).then_some(Close::Unresponsive)
     }
 
     /// The next tick comes after so many intervals.
@@ -282,8 +302,10 @@ mod tests {
         let mut keepalive = Keepalive::new(PATIENCE, start);
         keepalive.caught_up();
         assert!(keepalive.probe(start + within));
+        assert_eq!(keepalive.tick(start + within), Tick::Nothing);
+        keepalive.caught_up();
         let ticks = ticks(&mut keepalive, start, Duration::from_secs(200));
-        assert_eq!(ticks, [(within, Tick::GiveUp(Close::Unresponsive))]);
+        assert_eq!(ticks, [(within + LAST_LOOK, Tick::GiveUp(Close::Unresponsive))]);
 
         let mut keepalive = Keepalive::new(PATIENCE, start);
         assert!(keepalive.probe(start + within));
@@ -292,6 +314,27 @@ mod tests {
         assert_eq!(keepalive.tick(start + within), Tick::Nothing);
         keepalive.set_blocked(true, false, || start);
         assert!(!keepalive.probe(start + within));
+    }
+
+    #[test]
+    fn a_sign_of_life_that_came_while_the_node_was_stopped_counts() {
+        let start = Instant::now();
+        let mut keepalive = Keepalive::new(PATIENCE, start);
+        keepalive.caught_up();
+        assert!(keepalive.probe(start + Duration::from_secs(3)));
+        // It was stopped for ten seconds; its timers ring before anything is read.
+        let resumed = start + Duration::from_secs(10);
+        assert_eq!(keepalive.tick(resumed), Tick::Nothing);
+        assert!(keepalive.is_probed());
+        keepalive.heard();
+        keepalive.caught_up();
+        assert!(!keepalive.is_probed());
+        assert_eq!(keepalive.tick(resumed + LAST_LOOK), Tick::Nothing);
+        // Nor is it given up where nothing is read, as the other end of its tunnel takes nothing.
+        assert!(keepalive.probe(resumed));
+        assert_eq!(keepalive.tick(resumed), Tick::Nothing);
+        assert_eq!(keepalive.tick(resumed + LAST_LOOK), Tick::Nothing);
+        assert!(!keepalive.is_probed());
     }
 
     #[test]

@@ -1,5 +1,36 @@
 //! The words by which metrics are told apart.
 
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
+
+/// Names of other nodes that become labels while a node runs: nodes of a cluster may have new names
+/// with each start, and each label stays for as long as the node lives.
+const MAX_PEERS: usize = 256;
+/// The label of all further ones.
+const OTHERS: &str = "other";
+
+/// The names of other nodes that are labels.
+#[derive(Debug, Default)]
+pub(super) struct PeerNames {
+    known: Mutex<BTreeSet<String>>,
+}
+
+impl PeerNames {
+    /// The label for the node of this name.
+    pub(super) fn label(&self, name: &str) -> String {
+        // Each change is a single step: what a panicking thread left behind is in order.
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.contains(name) {
+            return name.to_owned();
+        }
+        if known.len() >= MAX_PEERS {
+            return OTHERS.to_owned();
+        }
+        known.insert(name.to_owned());
+        name.to_owned()
+    }
+}
+
 /// Where a connection is on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
@@ -66,5 +97,19 @@ impl Step {
             Self::Introduce => "introduce",
             Self::Total => "total",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_nodes_make_a_bounded_number_of_labels() {
+        let names = PeerNames::default();
+        let labels: BTreeSet<_> = (0..10_000).map(|node| names.label(&node.to_string())).collect();
+        assert_eq!(labels.len(), MAX_PEERS + 1);
+        assert_eq!(names.label("7"), "7");
+        assert_eq!(names.label("9999"), OTHERS);
     }
 }

@@ -109,6 +109,10 @@ async fn a_probe_ends_a_client_that_is_silent() {
     let no_data = futures_util::poll!(poll_fn(|cx| leg.poll_recv(cx)));
     assert!(no_data.is_pending());
     now(|cx| leg.probe(cx, within)).await;
-    let end = poll_fn(|cx| leg.poll_health(cx)).await;
-    assert!(matches!(end, End::Fault(Close::Unresponsive)));
+    let end = poll_fn(|cx| {
+        let health = leg.poll_health(cx);
+        assert!(leg.poll_recv(cx).is_pending());
+        health
+    });
+    assert!(matches!(end.await, End::Fault(Close::Unresponsive)));
 }
