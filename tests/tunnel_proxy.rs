@@ -301,7 +301,7 @@ async fn a_silent_gateway_is_closed() {
 #[tokio::test]
 async fn an_app_that_takes_nothing_is_closed_and_the_others_get_everything() {
     const LENGTH: usize = 24 << 20;
-    let node = node();
+    let node = node_with(|config| config.tunnel_proxy.overflow = 2 << 20);
     let mut gateway = Gateway::register(&node, 1).await;
     let stalled = app(&node, 99, 1).await;
     let its_address = gateway.connected().await;

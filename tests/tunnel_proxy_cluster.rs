@@ -122,7 +122,7 @@ async fn a_gateway_moves_to_another_node_and_apps_find_it() {
 #[tokio::test]
 async fn a_stalled_app_of_another_node_is_closed_and_the_others_go_on() {
     const PARTS: usize = 24;
-    let cluster = Cluster::start(2).await;
+    let cluster = Cluster::start_with(2, |config| config.tunnel_proxy.overflow = 2 << 20).await;
     let [a, b] = &cluster.nodes[..] else { panic!("two nodes") };
     let mut gateway = Gateway::register(a, 1).await;
     let mut stalled = app(b, 2, 1).await;

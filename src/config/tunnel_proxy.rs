@@ -16,9 +16,12 @@ pub struct TunnelProxy {
     pub enabled: Option<bool>,
     /// Who must show a token when it registers.
     pub token: TokenFor,
-    /// Bytes that may wait for an app; one that does not take them is closed.
+    /// Bytes that may wait for each app, whatever waits for others.
     #[serde(deserialize_with = "units::size")]
     pub backlog: usize,
+    /// Bytes that may wait for all apps together beyond that.
+    #[serde(deserialize_with = "units::size")]
+    pub overflow: usize,
     /// A gateway that sends nothing for this long is closed.
     #[serde(deserialize_with = "units::duration", serialize_with = "units::write_duration")]
     pub inactivity: Duration,
@@ -57,6 +60,7 @@ impl Default for TunnelProxy {
             enabled: None,
             token: TokenFor::None,
             backlog: 1 << 20,
+            overflow: 64 << 20,
             inactivity: Duration::from_mins(1),
         }
     }

@@ -18,6 +18,8 @@ const MAX_MESSAGE_SIZE: usize = 1 << 30;
 const BUFFERS: RangeInclusive<usize> = 16 << 20..=2 << 30;
 /// Smaller ones would hardly hold one piece of a large frame.
 const BACKLOGS: RangeInclusive<usize> = 64 << 10..=1 << 30;
+/// Without any, an app has its backlog and no more.
+const OVERFLOWS: RangeInclusive<usize> = 0..=64 << 30;
 const MAX_COUNT: usize = 1_000_000_000;
 /// Far beyond any sense, and far below what a clock can add.
 const MAX_DURATION: Duration = Duration::from_hours(365 * 24);
@@ -122,9 +124,12 @@ impl Faults {
     }
 
     fn tunnel_proxy(&mut self, config: &Config) {
-        let TunnelProxy { token, backlog, .. } = config.tunnel_proxy;
+        let TunnelProxy { token, backlog, overflow, .. } = config.tunnel_proxy;
         if !BACKLOGS.contains(&backlog) {
             self.add("tunnel_proxy.backlog", "expected a size from 64KiB to 1GiB");
+        }
+        if !OVERFLOWS.contains(&overflow) {
+            self.add("tunnel_proxy.overflow", "expected a size up to 64GiB");
         }
         if token != TokenFor::None && config.authentication.server.is_none() {
             self.add(

@@ -53,7 +53,8 @@ pub enum Close {
     SilentGateway,
     /// The gateway asked for this app to be disconnected.
     Disconnected,
-    /// The app took data of its gateway so slowly that more than `tunnel_proxy.backlog` waited.
+    /// The app took data of its gateway so slowly that there was no more room for it
+    /// (`tunnel_proxy.backlog` and `tunnel_proxy.overflow`).
     Backlog,
     /// A message of more than `limits.message_size` bytes.
     MessageTooLarge,

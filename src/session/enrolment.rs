@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 use super::app::{Attachment, Far};
-use super::gateway::{Enrolled as Gateway, Hub, NotAttached};
+use super::gateway::{Enrolled as Gateway, Hub, NotAttached, Room};
 use super::probe::{Candidate, Listed};
 use super::{Party, Shared, error_chain, note_no_bridge};
 use crate::cluster::client::BridgeError;
@@ -145,7 +145,9 @@ async fn enrol_gateway(
 ) -> Result<Enrolled, TunnelProxyError> {
     let Registration { id, secret, .. } = place.registration;
     let shared = Arc::clone(&place.shared);
-    let hub = Hub::new(record, profile, secret, shared.tunnel_proxy.backlog);
+    let room =
+        Room { backlog: shared.tunnel_proxy.backlog, overflow: Arc::clone(&shared.overflow) };
+    let hub = Hub::new(record, profile, secret, room);
     // Apps may come as soon as the directory knows it.
     shared.hubs.lock().insert(id, Arc::clone(&hub));
     let open = Open { id, shared: Arc::clone(&shared) };

@@ -27,6 +27,7 @@ use tracing::{Instrument, Span, debug, info, warn};
 
 use self::admission::{Admission, Ticket};
 use self::enrolment::{Enrolled, Hubs};
+use self::gateway::Overflow;
 use self::negotiation::{Outcome, negotiate};
 use self::origin::Origin;
 use self::probe::Probes;
@@ -80,6 +81,7 @@ pub struct Shared {
     refusals: Semaphore,
     registry: Registry,
     tunnel_proxy: TunnelProxy,
+    overflow: Arc<Overflow>,
     hubs: Hubs,
     probes: Arc<Probes>,
 }
@@ -94,6 +96,8 @@ impl Shared {
         (lifecycle, telemetry): (Lifecycle, Telemetry),
         (timeouts, limits, tunnel_proxy): (Timeouts, Limits, TunnelProxy),
     ) -> Self {
+        let overflow = Overflow::new(tunnel_proxy.overflow);
+        overflow.observe(&telemetry.metrics);
         Self {
             authenticator,
             rendezvous,
@@ -109,6 +113,7 @@ impl Shared {
             refusals: Semaphore::new(REFUSALS_AT_ONCE),
             registry: Registry::default(),
             tunnel_proxy,
+            overflow,
             hubs: Hubs::default(),
             probes: Arc::default(),
         }

@@ -14,6 +14,8 @@ use tracing::{debug, warn};
 
 use super::hub::{Hub, Newcomer};
 use super::lane::{Goodbye, Lane, Pushed, Up};
+use super::overflow::{Closed, Cost, Patience, Waited};
+use crate::ids::OfferId;
 use crate::observability::{AppRecord, Occurrence, Telemetry};
 use crate::protocol::slip::{self, Decoder, PROXY_ADDRESS};
 use crate::protocol::{Chunk, Close, ControlAction, GatewayControl, TunnelProxyError};
@@ -24,10 +26,8 @@ use crate::turn::{Turn, yield_turn};
 const BLOCK: usize = 64 * 1024;
 /// What an app may send in one turn, in bytes; then it is the next one's turn.
 const TURN: usize = 16 * 1024;
-/// An app whose backlog is full must take half of it within this time, for which the gateway is
-/// not read. So an app that takes 2 MiB/s (by default) slows its gateway down as any reader does its
-/// writer; one that takes less is closed, and has cost the others no more than this.
-const GRACE: Duration = Duration::from_millis(250);
+/// While the gateway waits for an app, this often is looked at what that costs it.
+const LOOK: Duration = Duration::from_millis(50);
 /// When there is nothing to wait for.
 const FAR_AWAY: Duration = Duration::from_hours(1);
 
@@ -51,8 +51,9 @@ pub(super) struct Driver<'a> {
     decoder: Decoder,
     /// What has come from the gateway and is not taken apart yet.
     input: Bytes,
-    /// The app that the gateway has to wait for, and until when.
-    full: Option<(u16, Instant)>,
+    /// The app that the gateway has to wait for.
+    full: Option<Wait>,
+    patience: Patience,
     /// What is left of the work in one poll.
     turn: Turn,
     /// Frames for the gateway.
@@ -67,6 +68,18 @@ pub(super) struct Driver<'a> {
 struct Attached {
     lane: Arc<Lane>,
     record: Arc<AppRecord>,
+    /// What waiting for it has cost the gateway.
+    cost: Cost,
+}
+
+/// The gateway waits for an app.
+#[derive(Clone, Copy)]
+struct Wait {
+    address: u16,
+    /// Since when, or since the last look.
+    since: Instant,
+    /// What the app had taken by then.
+    taken: u64,
 }
 
 impl<'a> Driver<'a> {
@@ -87,6 +100,7 @@ impl<'a> Driver<'a> {
             input: Bytes::new(),
             full: None,
             turn: Turn::new(),
+            patience: Patience::new(Instant::now()),
             out: BytesMut::new(),
             flushed: false,
             closing: None,
@@ -145,8 +159,8 @@ impl<'a> Driver<'a> {
     }
 
     fn due(&self) -> Instant {
-        let until = self.full.map(|(_, until)| until);
-        let due = [self.control.deadline(), until].into_iter().flatten().min();
+        let look = self.full.map(|wait| wait.since + LOOK);
+        let due = [self.control.deadline(), look].into_iter().flatten().min();
         due.unwrap_or_else(|| Instant::now() + FAR_AWAY)
     }
 
@@ -162,11 +176,8 @@ impl<'a> Driver<'a> {
         while self.timer.poll_unpin(cx).is_ready() {
             let now = Instant::now();
             self.control.handle_timeout(now);
-            if let Some((address, until)) = self.full
-                && until <= now
-            {
-                self.full = None;
-                self.give_up(address);
+            if self.full.is_some_and(|wait| wait.since + LOOK <= now) {
+                self.look(now);
             }
             let due = self.due();
             self.timer.as_mut().reset(due.into());
@@ -255,7 +266,7 @@ impl<'a> Driver<'a> {
         }
         self.control.client_connected(&app, &record.peer_address, address);
         self.hub.record.attached(Arc::clone(&record));
-        self.apps.insert(address, Attached { lane, record });
+        self.apps.insert(address, Attached { lane, record, cost: Cost::default() });
     }
 
     fn supersede(&mut self, address: u16) {
@@ -271,7 +282,7 @@ impl<'a> Driver<'a> {
 
     fn take_turn(&mut self, address: u16) {
         let Some(app) = self.apps.get(&address) else { return };
-        if let Some(bytes) = app.lane.take_taken(self.hub.backlog()) {
+        if let Some(bytes) = app.lane.take_taken() {
             self.control.client_received(address, bytes);
         }
         let mut taken = 0;
@@ -323,13 +334,49 @@ impl<'a> Driver<'a> {
 
     /// Whether the gateway has to wait for an app.
     fn must_wait(&mut self) -> bool {
-        let Some((address, _)) = self.full else { return false };
-        let app = self.apps.get(&address);
-        if app.is_some_and(|app| !app.lane.has_room(self.hub.backlog())) {
+        let Some(wait) = self.full else { return false };
+        let app = self.apps.get(&wait.address);
+        if app.is_some_and(|app| !app.lane.has_room()) {
             return true;
         }
+        self.charge(wait, Instant::now());
         self.full = None;
         false
+    }
+
+    /// Looks at what waiting costs the gateway, and makes room if it costs too much.
+    fn look(&mut self, now: Instant) {
+        if let Some(Closed { gateway, app }) = self.hub.overflow().relieve(now) {
+            self.note_closed(gateway, app);
+        }
+        if let Some(wait) = self.full {
+            self.full = self.charge(wait, now);
+        }
+    }
+
+    /// Charges an app for the time that the gateway has waited for it, and closes it if that is too
+    /// much. What there is still to wait for.
+    fn charge(&mut self, wait: Wait, now: Instant) -> Option<Wait> {
+        let app = self.apps.get_mut(&wait.address)?;
+        let taken = app.lane.usage().taken;
+        let time = now.saturating_duration_since(wait.since);
+        let waited = Waited { time, taken: taken.saturating_sub(wait.taken) };
+        if !self.patience.spend(&mut app.cost, waited, now) {
+            return Some(Wait { since: now, taken, ..wait });
+        }
+        if app.lane.end(Goodbye::Closed(Close::Backlog), true) {
+            let id = app.record.id;
+            self.note_closed(self.hub.record.id, id);
+        }
+        None
+    }
+
+    fn note_closed(&self, gateway: OfferId, app: OfferId) {
+        let closed = Occurrence::trouble("an app takes its data too slowly", "backlog");
+        if self.telemetry.recurs(&closed) {
+            warn!(%gateway, %app, "an app takes its data too slowly and is closed");
+        }
+        self.telemetry.metrics.backlog_full();
     }
 
     fn handle(&mut self, event: slip::Event) {
@@ -359,27 +406,19 @@ impl<'a> Driver<'a> {
     fn hand_down(&mut self, address: u16, data: Bytes) {
         let Some(app) = self.apps.get(&address).filter(|_| !data.is_empty()) else { return };
         let size = data.len();
-        match app.lane.push_down(data, self.hub.backlog()) {
+        match app.lane.push_down(data) {
             Pushed::Taken => {}
-            Pushed::Full => self.full = Some((address, Instant::now() + GRACE)),
+            Pushed::Over => {
+                let (gateway, now) = (self.hub.record.id, Instant::now());
+                self.hub.overflow().enter(gateway, app.record.id, &app.lane, now);
+            }
+            Pushed::Full => {
+                let (since, taken) = (Instant::now(), app.lane.usage().taken);
+                self.full = Some(Wait { address, since, taken });
+            }
             // What is still under way to an app that has left.
             Pushed::Gone => return,
         }
         app.record.bytes.add_sent(size);
-    }
-
-    /// An app has left its data untaken for too long.
-    fn give_up(&mut self, address: u16) {
-        let Some(app) = self.apps.get(&address) else { return };
-        if !app.lane.has_room(self.hub.backlog())
-            && app.lane.end(Goodbye::Closed(Close::Backlog), true)
-        {
-            let (gateway, app) = (self.hub.record.id, app.record.id);
-            let closed = Occurrence::trouble("an app takes its data too slowly", "backlog");
-            if self.telemetry.recurs(&closed) {
-                warn!(%gateway, %app, address, "an app takes its data too slowly and is closed");
-            }
-            self.telemetry.metrics.backlog_full();
-        }
     }
 }

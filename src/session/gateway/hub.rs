@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
 
 use super::lane::{Goodbye, Lane};
+use super::overflow::Overflow;
 use super::port::GatewayPort;
 use crate::observability::{AppRecord, GatewayRecord};
 use crate::protocol::{APP_ADDRESSES, App, Profile};
@@ -20,9 +21,17 @@ pub(in crate::session) struct Hub {
     pub(in crate::session) profile: Profile,
     /// Other nodes must know it to attach apps.
     pub(in crate::session) secret: Secret,
-    /// Bytes that may wait for each app.
-    backlog: usize,
+    room: Room,
     state: Mutex<State>,
+}
+
+/// How much may wait for an app.
+#[derive(Clone)]
+pub(in crate::session) struct Room {
+    /// Bytes that it has for itself.
+    pub(in crate::session) backlog: usize,
+    /// What it shares with all apps of the node.
+    pub(in crate::session) overflow: Arc<Overflow>,
 }
 
 struct State {
@@ -56,7 +65,7 @@ impl Hub {
         record: Arc<GatewayRecord>,
         profile: Profile,
         secret: Secret,
-        backlog: usize,
+        room: Room,
     ) -> Arc<Self> {
         let state = State {
             open: true,
@@ -65,7 +74,7 @@ impl Hub {
             ready: VecDeque::new(),
             gateway: None,
         };
-        Arc::new(Self { record, profile, secret, backlog, state: Mutex::new(state) })
+        Arc::new(Self { record, profile, secret, room, state: Mutex::new(state) })
     }
 
     /// Attaches an app. Its record is made for the address it gets.
@@ -79,16 +88,16 @@ impl Hub {
             return Err(NotAttached::Gone);
         }
         let address = state.addresses.take().ok_or(NotAttached::Full)?;
-        let (record, lane) = (Arc::new(record(address)), Arc::<Lane>::default());
+        let (record, lane) = (Arc::new(record(address)), Arc::new(Lane::new(self.room.clone())));
         let port = GatewayPort::new(Arc::clone(self), address, Arc::clone(&lane));
         state.newcomers.push_back(Newcomer { app, record, lane });
         wake(state);
         Ok(port)
     }
 
-    /// Bytes that may wait for each app.
-    pub(super) fn backlog(&self) -> usize {
-        self.backlog
+    /// What the apps of the node share.
+    pub(super) fn overflow(&self) -> &Overflow {
+        &self.room.overflow
     }
 
     /// The app with this address has something for the gateway's task.

@@ -9,6 +9,7 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 
+use super::hub::Room;
 use crate::protocol::{Close, FRAME_OVERHEAD, without_its_block};
 
 /// An app is told to wait when more than this many bytes of it wait for its gateway.
@@ -20,10 +21,12 @@ const TOLD_PER_BACKLOG: usize = 8;
 const OVERHEAD: usize = FRAME_OVERHEAD;
 /// Payload of fewer bytes is copied before it waits.
 const SMALL: usize = 8 * 1024;
+/// The same where much waits already, and so for longer.
+const SMALL_IN_OVERFLOW: usize = 32 * 1024;
 
 /// See the module.
-#[derive(Default)]
 pub(super) struct Lane {
+    room: Room,
     state: Mutex<State>,
 }
 
@@ -36,6 +39,12 @@ struct State {
 #[derive(Default)]
 struct Down {
     queue: Queue,
+    /// Bytes of the queue that are in the overflow of the node.
+    over: usize,
+    /// They are known there.
+    entered: bool,
+    /// What the app has taken in all.
+    total: u64,
     /// Why nothing more comes.
     end: Option<Goodbye>,
     /// The gateway's task waits until there is room.
@@ -77,8 +86,8 @@ struct Queue {
 }
 
 impl Queue {
-    fn push(&mut self, piece: Bytes) {
-        let piece = without_its_block(piece, SMALL);
+    fn push(&mut self, piece: Bytes, small: usize) {
+        let piece = without_its_block(piece, small);
         self.size += piece.len() + OVERHEAD;
         self.pieces.push_back(piece);
     }
@@ -99,6 +108,8 @@ impl Queue {
 pub(super) enum Pushed {
     /// It is in the queue.
     Taken,
+    /// It is, and the overflow of the node is to be told of this app.
+    Over,
     /// It is, and there should not be more.
     Full,
     /// The app is gone or going, and gets nothing more.
@@ -117,26 +128,60 @@ pub(super) enum Up {
 }
 
 impl Lane {
-    /// Data for the app, of which at most about `backlog` bytes may wait.
-    pub(super) fn push_down(&self, data: Bytes, backlog: usize) -> Pushed {
+    /// For an app that has just been attached.
+    pub(super) fn new(room: Room) -> Self {
+        Self { room, state: Mutex::default() }
+    }
+
+    /// Data for the app.
+    pub(super) fn push_down(&self, data: Bytes) -> Pushed {
         let mut state = self.lock();
         if state.up.app_gone || state.down.end.is_some() {
             return Pushed::Gone;
         }
-        state.down.queue.push(data);
-        let full = state.down.queue.size >= backlog;
+        let small = if state.down.over > 0 { SMALL_IN_OVERFLOW } else { SMALL };
+        state.down.queue.push(data, small);
+        self.account(&mut state.down);
+        let pushed = if state.down.over == 0 {
+            Pushed::Taken
+        } else if !std::mem::replace(&mut state.down.entered, true) {
+            Pushed::Over
+        } else if self.is_full(&state.down) {
+            Pushed::Full
+        } else {
+            Pushed::Taken
+        };
         wake(state, |state| state.down.app.take());
-        if full { Pushed::Full } else { Pushed::Taken }
+        pushed
     }
 
-    /// Whether there is room below again, which is when half of the backlog is. If not, the
-    /// gateway's task is told when that changes.
-    pub(super) fn has_room(&self, backlog: usize) -> bool {
+    /// Whether more may be pushed. If not, the gateway's task is told when the app has taken enough;
+    /// other apps may make room, too.
+    pub(super) fn has_room(&self) -> bool {
         let mut state = self.lock();
-        let has_room =
-            state.up.app_gone || state.down.end.is_some() || state.down.queue.size <= backlog / 2;
+        let has_room = state.up.app_gone || state.down.end.is_some() || !self.is_full(&state.down);
         state.down.gateway_waits = !has_room;
         has_room
+    }
+
+    /// What the app has to do with the overflow of the node.
+    pub(super) fn usage(&self) -> Usage {
+        let state = self.lock();
+        Usage { over: state.down.over, taken: state.down.total }
+    }
+
+    fn is_full(&self, down: &Down) -> bool {
+        down.over > 0 && down.over > self.room.overflow.share()
+    }
+
+    /// Accounts for what has become of the queue.
+    fn account(&self, down: &mut Down) {
+        let over = down.queue.size.saturating_sub(self.room.backlog);
+        if over != down.over {
+            self.room.overflow.change(down.over, over);
+            down.over = over;
+            down.entered &= over > 0;
+        }
     }
 
     /// Nothing more goes to the app; what is in the queue still does, unless it is to end at once.
@@ -149,6 +194,7 @@ impl Lane {
         state.down.end = Some(why);
         if at_once {
             state.down.queue.clear();
+            self.account(&mut state.down);
         }
         wake(state, |state| state.down.app.take());
         true
@@ -180,25 +226,24 @@ impl Lane {
     }
 
     /// What the app has taken since this was asked last, if that is worth telling the gateway.
-    pub(super) fn take_taken(&self, backlog: usize) -> Option<usize> {
+    pub(super) fn take_taken(&self) -> Option<usize> {
         let taken = &mut self.lock().down.taken;
-        (*taken >= backlog / TOLD_PER_BACKLOG).then(|| std::mem::take(taken))
+        (*taken >= self.room.backlog / TOLD_PER_BACKLOG).then(|| std::mem::take(taken))
     }
 
     /// The app's task takes what is for it.
-    pub(super) fn poll_down(
-        &self,
-        cx: &Context<'_>,
-        backlog: usize,
-    ) -> Poll<Result<Below, Goodbye>> {
+    pub(super) fn poll_down(&self, cx: &Context<'_>) -> Poll<Result<Below, Goodbye>> {
         let mut state = self.lock();
         if let Some(data) = state.down.queue.pop() {
-            let tell = state.down.gateway_waits && state.down.queue.size <= backlog / 2;
+            self.account(&mut state.down);
+            let tell = state.down.gateway_waits && !self.is_full(&state.down);
             if tell {
                 state.down.gateway_waits = false;
             }
-            state.down.taken += data.len() + OVERHEAD;
-            let announce = state.down.taken >= backlog / TOLD_PER_BACKLOG
+            let size = data.len() + OVERHEAD;
+            state.down.taken += size;
+            state.down.total += size as u64;
+            let announce = state.down.taken >= self.room.backlog / TOLD_PER_BACKLOG
                 && !std::mem::replace(&mut state.up.announced, true);
             return Poll::Ready(Ok(Below { data, tell, announce }));
         }
@@ -237,7 +282,7 @@ impl Lane {
         if state.up.app_gone || state.up.deaf {
             return false;
         }
-        state.up.queue.push(data);
+        state.up.queue.push(data, SMALL);
         !std::mem::replace(&mut state.up.announced, true)
     }
 
@@ -248,6 +293,7 @@ impl Lane {
             return false;
         }
         state.down.queue.clear();
+        self.account(&mut state.down);
         let gateway_waits = std::mem::take(&mut state.down.gateway_waits);
         !std::mem::replace(&mut state.up.announced, true) || gateway_waits
     }
@@ -256,6 +302,22 @@ impl Lane {
         // Each change is a single step: what a panicking thread left behind is in order.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        let down = &mut self.state.get_mut().unwrap_or_else(PoisonError::into_inner).down;
+        self.room.overflow.change(down.over, 0);
+    }
+}
+
+/// What an app has to do with the overflow of its node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Usage {
+    /// Bytes of it that are in use for the app.
+    pub(super) over: usize,
+    /// What the app has taken in all.
+    pub(super) taken: u64,
 }
 
 /// Data for an app.

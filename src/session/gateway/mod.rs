@@ -2,12 +2,13 @@
 //! puts those together that are for it.
 //!
 //! What is at the other end of an app's [lane](lane) is an ordinary tunnel between the app's leg
-//! and a [`GatewayPort`], run by the app's task. An app that takes nothing does not hold up the
-//! others: the gateway is not read for a moment, and then that app is closed.
+//! and a [`GatewayPort`], run by the app's task. What a slow app does not take waits, in a bounded
+//! [overflow](overflow) that the apps of the node share; the gateway's other apps go on meanwhile.
 
 mod driver;
 mod hub;
 mod lane;
+mod overflow;
 mod port;
 
 use std::pin::pin;
@@ -18,8 +19,9 @@ use tokio::time::{sleep, timeout};
 use tracing::info;
 
 use self::driver::{Driver, Over};
-pub(super) use self::hub::{Hub, NotAttached};
+pub(super) use self::hub::{Hub, NotAttached, Room};
 use self::lane::Goodbye;
+pub(super) use self::overflow::Overflow;
 pub(super) use self::port::GatewayPort;
 use super::enrolment::{Open, Place};
 use super::{Party, Shared};

@@ -42,7 +42,7 @@ impl Leg for GatewayPort {
         if self.left {
             return Poll::Ready(Err(End::Left));
         }
-        Poll::Ready(match ready!(self.lane.poll_down(cx, self.hub.backlog())) {
+        Poll::Ready(match ready!(self.lane.poll_down(cx)) {
             Ok(Below { data, tell, announce }) => {
                 if announce {
                     self.hub.announce(self.address);
