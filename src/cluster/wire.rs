@@ -157,17 +157,14 @@ pub(super) fn probed_wrong_node(id: &NodeId) -> proto::ProbeReply {
 
 /// What a node says of a registered endpoint, unless it is the wrong node.
 pub(super) fn read_life(reply: &proto::ProbeReply) -> Result<Life, Refusal> {
-    match (ReplyLife::try_from(reply.life), reply.alive) {
-        (Ok(ReplyLife::Alive), _) => Ok(Life::Alive),
-        (Ok(ReplyLife::Ended), _) => Ok(Life::Ended),
-        (Ok(ReplyLife::Unknown), _) => Ok(Life::Unknown),
-        (Ok(ReplyLife::WrongNode), _) => Err(Refusal::WrongNode),
-        // Of an older release, which has no other way to say it.
-        (Ok(ReplyLife::Unspecified), true) => Ok(Life::Alive),
-        (Ok(ReplyLife::Unspecified), false) => Ok(Life::Ended),
-        // Of a newer release.
-        (Err(_), _) => Ok(Life::Unknown),
-    }
+    Ok(match (ReplyLife::try_from(reply.life), reply.alive) {
+        (Ok(ReplyLife::WrongNode), _) => return Err(Refusal::WrongNode),
+        // An older release has no other way to say it than `alive`.
+        (Ok(ReplyLife::Alive), _) | (Ok(ReplyLife::Unspecified), true) => Life::Alive,
+        (Ok(ReplyLife::Ended), _) | (Ok(ReplyLife::Unspecified), false) => Life::Ended,
+        // Also what only a newer release knows.
+        (Ok(ReplyLife::Unknown) | Err(_), _) => Life::Unknown,
+    })
 }
 
 /// The id of an offer or a registration, and its secret; refused if they do not make sense.
