@@ -228,10 +228,20 @@ impl Peers {
     ) -> Result<Life, BridgeError> {
         let message = wire::probe(registration, &self.node, &node.id);
         let reply: ProbeReply = self.ask_once(node, PROBE, &message, PROBE_TIME).await?;
-        if !reply.node.is_empty() {
-            self.misdirections.answered(node, &node_of(&reply.node));
-        }
+        self.note_answer(node, &reply.node);
         Ok(wire::read_life(&reply)?)
+    }
+
+    /// The name of this node.
+    pub(super) fn name(&self) -> &str {
+        &self.node
+    }
+
+    /// Notes the id of the node that has answered in place of this one, if it has said it.
+    pub(super) fn note_answer(&self, node: &RemoteNode, id: &str) {
+        if !id.is_empty() {
+            self.misdirections.answered(node, &node_of(id));
+        }
     }
 
     /// A whole call of this method with one message each way, within `time`.

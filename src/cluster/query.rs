@@ -16,7 +16,7 @@ use super::client::{BridgeError, Peers};
 use super::peer::ConnectError;
 use super::wire::{Refusal, bytes_of, id_from};
 use super::{Attach, QUERY};
-use crate::ids::OfferId;
+use crate::ids::{NodeId, OfferId};
 use crate::rendezvous::{Neighbours, OfferState, RemoteNode, Report};
 
 /// How long a query may take. Without an answer nothing is known, and it is sent again.
@@ -39,8 +39,10 @@ impl Neighbours for Peers {
 
 impl Peers {
     async fn state_at(&self, node: &RemoteNode, id: OfferId) -> Result<State, BridgeError> {
-        let query = proto::QueryRequest { id: bytes_of(id), meant: node.id.as_str().into() };
+        let (id, meant) = (bytes_of(id), node.id.as_str().into());
+        let query = proto::QueryRequest { id, meant, node: self.name().into() };
         let reply: proto::QueryReply = self.ask_once(node, QUERY, &query, QUERY_TIME).await?;
+        self.note_answer(node, &reply.node);
         Ok(reply.state())
     }
 }
@@ -75,8 +77,8 @@ fn report_of(error: &BridgeError) -> Report {
 }
 
 /// Answers a query that means another node.
-pub(super) fn wrong_node() -> proto::QueryReply {
-    proto::QueryReply { state: State::WrongNode.into() }
+pub(super) fn wrong_node(id: &NodeId) -> proto::QueryReply {
+    proto::QueryReply { state: State::WrongNode.into(), node: id.as_str().into() }
 }
 
 /// Answers a query on behalf of this node.
@@ -90,7 +92,7 @@ pub(super) fn answer(
         OfferState::Paired => State::Paired,
         OfferState::Gone => State::Gone,
     };
-    Ok(proto::QueryReply { state: state.into() })
+    Ok(proto::QueryReply { state: state.into(), node: String::new() })
 }
 
 #[cfg(test)]

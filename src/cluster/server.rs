@@ -276,8 +276,9 @@ impl BridgeService {
 
     fn query(&self, head: &Head, request: &QueryRequest) -> Result<QueryReply, Status> {
         if !self.is_meant(&request.meant) {
-            self.misdirections.called(&node_of(&request.meant), "unknown", dialed(head));
-            return Ok(query::wrong_node());
+            let caller = name_of(&request.node);
+            self.misdirections.called(&node_of(&request.meant), caller, dialed(head));
+            return Ok(query::wrong_node(&self.node.id));
         }
         query::answer(request, &*self.attach)
     }
