@@ -1,5 +1,5 @@
-//! An endpoint that sends data before its tunnel stands is closed; its partner, which did nothing
-//! wrong, gets its answer and waits for another one.
+//! An endpoint that sends data before its tunnel is established is closed; its partner, which did
+//! nothing wrong, gets its answer and waits for another one.
 
 mod support;
 
@@ -23,7 +23,7 @@ fn node() -> (Node, TempDir) {
 }
 
 #[tokio::test]
-async fn whoever_sends_data_with_its_request_gets_no_partner() {
+async fn an_endpoint_that_sends_data_with_its_request_gets_no_partner() {
     let (node, _folder) = node();
     let params = r#""token":"t""#;
     for way in Way::STREAMS {

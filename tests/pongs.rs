@@ -35,7 +35,7 @@ fn listen_everywhere(config: &mut Config) {
     config.tunnel_proxy.enabled = Some(true);
 }
 
-/// A WebSocket whose frames are seen one by one.
+/// A WebSocket of single frames.
 struct Client {
     io: Box<dyn Io>,
     read: Vec<u8>,
@@ -105,7 +105,7 @@ impl Client {
         }
     }
 
-    /// How long it takes until a ping is answered, while much comes that is read slowly.
+    /// How long it takes until a ping is answered, while a lot of data is read slowly.
     async fn time_of_pong(&mut self) -> Duration {
         self.is_slow = true;
         let since = Instant::now();
@@ -142,7 +142,7 @@ fn authenticate(token: &str) -> String {
     format!(r#"{{"id":0,"method":"Authentication.Authenticate","params":{{"token":"{token}"}}}}"#)
 }
 
-/// A slow client at one node whose partner at another one floods it.
+/// A slow client at one node, flooded by its partner at another one.
 async fn flooded_endpoint(near: &Node, far: &Node, scheme: &str) -> Duration {
     let token = format!("{scheme} {}", near.address_of(far));
     let mut slow = Client::connect(near, scheme).await;
@@ -160,7 +160,7 @@ async fn flooded_endpoint(near: &Node, far: &Node, scheme: &str) -> Duration {
     }
 }
 
-/// A slow gateway whose app at another node floods it.
+/// A slow gateway, flooded by its app at another node.
 async fn flooded_gateway(near: &Node, far: &Node, number: u128) -> Duration {
     let mut slow = Client::connect(near, "ws").await;
     assert!(slow.ask(&call("RegisterServer", &server(number))).await.contains("NoError"));

@@ -150,7 +150,7 @@ impl Endpoint {
         }
     }
 
-    /// Whether this is white space behind a request, or an empty frame, in the same message. On a
+    /// Whether this is white space after a request, or an empty frame, in the same message. On a
     /// byte stream, where messages never end, it may come in a read of its own.
     fn is_trailing_space(&self, chunk: &Chunk) -> bool {
         let same_message = !(self.message_ended && chunk.last);
@@ -279,8 +279,8 @@ impl Endpoint {
         }
     }
 
-    /// Closes the connection if there is data behind its request. It must get no partner, to which
-    /// that data would be lost.
+    /// Closes the connection if there is data after its request. It must get no partner, which would
+    /// miss that data.
     fn closes_for_early_data(&mut self) -> bool {
         let pending = match self.state {
             State::Authenticating { .. } | State::Waiting { .. } | State::Registering { .. } => {

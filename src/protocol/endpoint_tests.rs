@@ -311,7 +311,7 @@ fn data_before_the_tunnel_stands_closes() {
 }
 
 #[test]
-fn whoever_sends_early_data_gets_no_partner_however_fast_the_verdict_comes() {
+fn early_data_leads_to_no_partner_however_fast_the_verdict_is() {
     let mut fixture = Fixture::new();
     fixture.endpoint.receive(&Chunk::text(authenticate(0, GENERATION_1) + "x"));
     let authenticating = fixture.endpoint.poll_action();
@@ -321,7 +321,7 @@ fn whoever_sends_early_data_gets_no_partner_however_fast_the_verdict_comes() {
 }
 
 #[test]
-fn white_space_and_empty_frames_behind_a_request_belong_to_it() {
+fn white_space_and_empty_frames_after_a_request_belong_to_it() {
     let mut fixture = Fixture::new();
     let request = Chunk { last: false, ..Chunk::text(authenticate(0, GENERATION_1)) };
     fixture.endpoint.receive(&request);

@@ -562,7 +562,7 @@ async fn turned_away(
     }
 }
 
-/// Ends a tunnel of which the other node's endpoint has been told already.
+/// Ends a tunnel that the other node's endpoint has been notified of.
 fn leave_bridge(bridged: Bridged, mut claim: Claim, shared: &Shared) {
     claim.settle();
     let Bridged { mut leg, .. } = bridged;

@@ -30,7 +30,7 @@ const WARM_UP: Duration = Duration::from_millis(200);
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Only attacks whose name has this in it
+    /// Only attacks with this in their name
     #[arg(long, default_value = "")]
     only: String,
     /// Connections that attack at the same time
@@ -114,7 +114,7 @@ async fn round_trip((one, other): &mut (Tunnel, Tunnel)) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// An address that nobody listens on.
+/// An address that is free.
 fn free() -> anyhow::Result<SocketAddr> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }

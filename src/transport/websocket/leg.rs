@@ -50,6 +50,8 @@ pub(super) struct WebSocketLeg<W> {
     part_due: Option<Instant>,
     /// When data that waits must have got an answer, as somebody asked for a sign of life.
     answer_by: Option<Instant>,
+    /// The message of the last request has not ended: what is left of it is not for the tunnel.
+    within_request: bool,
     /// The frames that come make no sense any more, only bytes can be read.
     broken: bool,
     said_goodbye: bool,
@@ -70,6 +72,7 @@ impl<W: Wire> WebSocketLeg<W> {
             stream: TextOrBinary::default(),
             part_due: None,
             answer_by: None,
+            within_request: false,
             broken: false,
             said_goodbye: false,
             heard_goodbye: false,
@@ -137,7 +140,7 @@ impl<W: Wire> WebSocketLeg<W> {
         let _shows_later = self.poll_drain(cx);
     }
 
-    /// Says goodbye, behind what is to be sent before.
+    /// Says goodbye, after what is to be sent before.
     fn say_goodbye(&mut self, cx: &mut Context<'_>, payload: &[u8]) {
         self.outbox.stage_close(&mut self.wire, payload);
         let _shows_later = self.poll_drain(cx);
@@ -221,6 +224,12 @@ impl<W: Wire> Leg for WebSocketLeg<W> {
             }
             turn.spend(0);
             match event {
+                Ok(Event::Data(chunk)) if self.within_request => {
+                    if !chunk.data.iter().all(u8::is_ascii_whitespace) {
+                        return Poll::Ready(Err(End::Fault(Close::EarlyData)));
+                    }
+                    self.within_request = !chunk.last;
+                }
                 Ok(Event::Data(chunk)) => return Poll::Ready(Ok(chunk)),
                 Ok(Event::Empty) => {}
                 Ok(Event::Ping(payload)) => {
@@ -317,6 +326,7 @@ impl<W: Wire> Leg for WebSocketLeg<W> {
     fn set_message_limit(&mut self, bytes: usize) {
         self.reader.limit = bytes as u64;
         self.idle = None;
+        self.within_request = self.reader.is_within_message();
     }
 
     fn probe(&mut self, cx: &mut Context<'_>, within: Duration) {

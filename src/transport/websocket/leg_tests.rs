@@ -65,6 +65,64 @@ async fn send(leg: &mut WebSocketLeg<Plain<DuplexStream>>, chunk: Chunk) {
     poll_fn(|cx| leg.poll_flush(cx)).await.expect("sent");
 }
 
+/// All that the leg has sent, as far as it is there.
+async fn frames(there: &mut DuplexStream) -> Vec<(u8, usize)> {
+    let mut frames = Vec::new();
+    while let Ok(first) = tokio::time::timeout(Duration::from_millis(50), there.read_u8()).await {
+        let length = match there.read_u8().await.expect("a length") {
+            126 => there.read_u16().await.expect("a length").into(),
+            127 => there.read_u64().await.expect("a length"),
+            length => length.into(),
+        };
+        let length = usize::try_from(length).expect("small");
+        there.read_exact(&mut vec![0; length]).await.expect("a payload");
+        frames.push((first.expect("a frame"), length));
+    }
+    frames
+}
+
+#[tokio::test]
+async fn a_pong_goes_between_two_pieces_of_a_message_for_a_slow_client() {
+    let (here, mut there) = duplex(8 * 1024);
+    let mut leg = leg(here);
+    let mut unread = 10 + 64 * 1024;
+    now(|cx| leg.send(cx, Chunk::binary(vec![1; 64 * 1024])).expect("taken")).await;
+    let reading_slowly = async {
+        while unread > 0 {
+            tokio::time::sleep(Duration::from_millis(60)).await;
+            unread -= there.read(&mut [0; 8 * 1024]).await.expect("data");
+        }
+    };
+    let (flushed, ()) = tokio::join!(poll_fn(|cx| leg.poll_flush(cx)), reading_slowly);
+    flushed.expect("sent");
+
+    now(|cx| leg.send(cx, Chunk::binary(vec![2; 64 * 1024])).expect("taken")).await;
+    there.write_all(&frame(0x89, b"?")).await.expect("it is read");
+    now(|cx| assert!(leg.poll_recv(cx).is_pending())).await;
+    now(|cx| assert!(leg.poll_ready(cx).is_pending(), "more data would be in front of it")).await;
+    let flushing = poll_fn(|cx| leg.poll_flush(cx));
+    let (flushed, frames) = tokio::join!(flushing, frames(&mut there));
+    flushed.expect("sent");
+    const PIECE: usize = 16 * 1024;
+    let pieces = [(0x02, PIECE), (0x8a, 1), (0x00, PIECE), (0x00, PIECE), (0x80, PIECE)];
+    assert_eq!(frames, pieces);
+}
+
+#[tokio::test]
+async fn a_pong_goes_out_though_there_is_no_other_data() {
+    let (here, mut there) = duplex(100);
+    let mut leg = leg(here);
+    now(|cx| leg.send(cx, Chunk::binary(vec![1; 98])).expect("taken")).await;
+    poll_fn(|cx| leg.poll_flush(cx)).await.expect("sent");
+    there.write_all(&frame(0x89, b"?")).await.expect("it is read");
+    now(|cx| assert!(leg.poll_recv(cx).is_pending())).await;
+    let health = poll_fn(|cx| leg.poll_health(cx));
+    tokio::select! {
+        end = health => panic!("{end:?}"),
+        seen = frames(&mut there) => assert_eq!(seen, [(0x82, 98), (0x8a, 1)]),
+    }
+}
+
 #[tokio::test]
 async fn a_stream_becomes_text_and_other_bytes_binary() {
     let (here, mut there) = duplex(64 * 1024);

@@ -15,7 +15,7 @@ use crate::transport::wire::{STAGE, Wire};
 /// The most payload of a frame for a slow client, and what may wait in the wire for it.
 const PIECE: usize = 16 * 1024;
 /// A client is slow if it takes nothing more for so long. A faster one has taken all that may wait
-/// in the wire before anybody notices.
+/// in the wire before that is noticed.
 const SLOW: Duration = Duration::from_millis(50);
 
 /// See the module.
@@ -60,7 +60,7 @@ impl Outbox {
         }
     }
 
-    /// Takes a ping, whose answer is the next frame for which there is room.
+    /// Takes a ping. Its answer is the next frame for which there is room.
     pub(super) fn put_ping(&mut self, payload: &[u8]) {
         // A copy: it may have to wait, and must not keep the block it is in.
         self.ping = Some(Bytes::copy_from_slice(payload));

@@ -85,7 +85,7 @@ const UNSENT: u32 = 64 * 1024;
 pub(super) fn tune(tcp: &TcpStream) -> io::Result<()> {
     // Small messages must not wait for the acknowledgement of those before them.
     tcp.set_nodelay(true)?;
-    // Without it, pongs take longer behind much data, and nothing else changes.
+    // Without it, a pong waits longer for the data before it, and nothing else changes.
     let _bounded = SockRef::from(tcp).set_tcp_notsent_lowat(UNSENT);
     Ok(())
 }

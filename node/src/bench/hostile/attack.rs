@@ -1,5 +1,5 @@
-//! Strangers, each in a thread of its own, that send the same again and again; whoever is closed
-//! connects again.
+//! Strangers, each in a thread of its own, that send the same again and again, and connect again
+//! when they are closed.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -49,11 +49,11 @@ enum Via {
 enum Who {
     /// Connected to the port.
     Connection,
-    /// Nobody that is known.
+    /// Connected to the protocol, without any request.
     Stranger,
     /// Authenticated, and waiting.
     Waiting,
-    /// An endpoint with a tunnel, whose other end reads.
+    /// An endpoint with a tunnel to another one that reads.
     Endpoint,
     /// A gateway without apps.
     Gateway,
@@ -108,7 +108,7 @@ pub(super) const ATTACKS: &[Attack] = &{
         attack("bad escapes of a gateway", Tcp, Gateway, b"", b"\xdb\0\xc0"),
         attack("blanks of a gateway for the proxy", Tcp, Gateway, b"", b"\0\0 \xc0"),
         attack("nothing of a gateway for the proxy", Tcp, Gateway, b"", b"\0\0\xc0"),
-        attack("data of a gateway for nobody", Tcp, Gateway, b"", b"\0\x09x\xc0"),
+        attack("data of a gateway for no app", Tcp, Gateway, b"", b"\0\x09x\xc0"),
         attack("empty frames of a gateway in messages", WebSocket, Gateway, b"", EMPTY_FRAMES),
     ]
 };
@@ -177,7 +177,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
 /// Floods one connection until it ends.
 async fn flood(attack: &Attack, places: Places, shared: &Shared) -> anyhow::Result<()> {
     let ready = timeout(PATIENCE, begin(attack, places)).await.context("the node is stuck")?;
-    // The node may have had enough of it meanwhile.
+    // The node may have closed it already.
     let Ok((io, partner)) = ready else { return Ok(()) };
     let (mut reader, mut writer) = tokio::io::split(io);
     let block = if attack.via == Via::Tls {

@@ -44,6 +44,11 @@ impl Reader {
         Self { limit, frame: None, message: None }
     }
 
+    /// Whether a message has begun and not ended.
+    pub(in super::super) fn is_within_message(&self) -> bool {
+        self.message.is_some()
+    }
+
     /// The next event in the inbox; `None` if more bytes are needed for one.
     pub(in super::super) fn next(
         &mut self,
