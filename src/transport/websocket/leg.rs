@@ -13,7 +13,7 @@ use futures_util::FutureExt;
 use tokio::time::{Sleep, sleep_until};
 
 use super::codec::{Event, Reader, Violation};
-use super::idle::IdleFrames;
+use super::idle::Prelude;
 use super::outbox::Outbox;
 use crate::protocol::{Chunk, Close, Kind, TextOrBinary};
 use crate::transport::keepalive::{Keepalive, Tick};
@@ -42,16 +42,13 @@ pub(super) struct WebSocketLeg<W> {
     inbox: BytesMut,
     reader: Reader,
     outbox: Outbox,
-    /// Counted until the endpoint has a tunnel.
-    idle: Option<IdleFrames>,
+    prelude: Prelude,
     /// Makes messages of a stream of bytes.
     stream: TextOrBinary,
     /// When what it holds back goes out nevertheless.
     part_due: Option<Instant>,
     /// When data that waits must have got an answer, as somebody asked for a sign of life.
     answer_by: Option<Instant>,
-    /// The message of the last request has not ended: what is left of it is not for the tunnel.
-    within_request: bool,
     /// The frames that come make no sense any more, only bytes can be read.
     broken: bool,
     said_goodbye: bool,
@@ -68,11 +65,10 @@ impl<W: Wire> WebSocketLeg<W> {
             inbox,
             reader: Reader::new(FIRST_MESSAGE_LIMIT),
             outbox: Outbox::default(),
-            idle: Some(IdleFrames::new(Instant::now())),
+            prelude: Prelude::new(Instant::now()),
             stream: TextOrBinary::default(),
             part_due: None,
             answer_by: None,
-            within_request: false,
             broken: false,
             said_goodbye: false,
             heard_goodbye: false,
@@ -148,8 +144,7 @@ impl<W: Wire> WebSocketLeg<W> {
 
     /// Counts a frame without data.
     fn count_idle_frame(&mut self) -> Result<(), End> {
-        let too_many = self.idle.as_mut().is_some_and(|idle| idle.add(Instant::now));
-        if too_many { Err(End::Fault(Close::IdleFrames)) } else { Ok(()) }
+        if self.prelude.add_idle() { Err(End::Fault(Close::IdleFrames)) } else { Ok(()) }
     }
 
     /// The next event, or what ends the connection.
@@ -224,13 +219,11 @@ impl<W: Wire> Leg for WebSocketLeg<W> {
             }
             turn.spend(0);
             match event {
-                Ok(Event::Data(chunk)) if self.within_request => {
-                    if !chunk.data.iter().all(u8::is_ascii_whitespace) {
-                        return Poll::Ready(Err(End::Fault(Close::EarlyData)));
-                    }
-                    self.within_request = !chunk.last;
-                }
-                Ok(Event::Data(chunk)) => return Poll::Ready(Ok(chunk)),
+                Ok(Event::Data(chunk)) => match self.prelude.is_rest(&chunk) {
+                    Ok(true) => {}
+                    Ok(false) => return Poll::Ready(Ok(chunk)),
+                    Err(()) => return Poll::Ready(Err(End::Fault(Close::EarlyData))),
+                },
                 Ok(Event::Empty) => {}
                 Ok(Event::Ping(payload)) => {
                     if !self.said_goodbye {
@@ -325,8 +318,7 @@ impl<W: Wire> Leg for WebSocketLeg<W> {
 
     fn set_message_limit(&mut self, bytes: usize) {
         self.reader.limit = bytes as u64;
-        self.idle = None;
-        self.within_request = self.reader.is_within_message();
+        self.prelude.ends(self.reader.is_within_message());
     }
 
     fn probe(&mut self, cx: &mut Context<'_>, within: Duration) {

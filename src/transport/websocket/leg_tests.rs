@@ -103,8 +103,8 @@ async fn a_pong_goes_between_two_pieces_of_a_message_for_a_slow_client() {
     let flushing = poll_fn(|cx| leg.poll_flush(cx));
     let (flushed, frames) = tokio::join!(flushing, frames(&mut there));
     flushed.expect("sent");
-    const PIECE: usize = 16 * 1024;
-    let pieces = [(0x02, PIECE), (0x8a, 1), (0x00, PIECE), (0x00, PIECE), (0x80, PIECE)];
+    let piece = 16 * 1024;
+    let pieces = [(0x02, piece), (0x8a, 1), (0x00, piece), (0x00, piece), (0x80, piece)];
     assert_eq!(frames, pieces);
 }
 
