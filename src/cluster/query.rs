@@ -52,7 +52,7 @@ fn read_state(state: State) -> Report {
         State::Waiting => Report::Known(OfferState::Waiting),
         State::Paired => Report::Known(OfferState::Paired),
         State::Gone => Report::Known(OfferState::Gone),
-        State::WrongNode => Report::Absent,
+        State::WrongNode => Report::Replaced,
         // Of a later release.
         State::Unspecified => Report::Unable,
     }
@@ -64,7 +64,7 @@ fn report_of(error: &BridgeError) -> Report {
         BridgeError::Unreachable(ConnectError::Stream(error))
             if error.kind() == io::ErrorKind::ConnectionRefused =>
         {
-            Report::Absent
+            Report::Refused
         }
         BridgeError::Refused(Refusal::Version(_)) => Report::Unable,
         BridgeError::Address(_)
@@ -100,17 +100,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_refused_connection_and_another_node_are_an_absent_one() {
+    fn only_a_refused_connection_shows_that_nothing_listens() {
         let unreachable = |kind: io::ErrorKind| {
             report_of(&BridgeError::Unreachable(io::Error::from(kind).into()))
         };
-        assert_eq!(unreachable(io::ErrorKind::ConnectionRefused), Report::Absent);
+        assert_eq!(unreachable(io::ErrorKind::ConnectionRefused), Report::Refused);
         assert_eq!(unreachable(io::ErrorKind::TimedOut), Report::Silent);
         assert_eq!(unreachable(io::ErrorKind::ConnectionReset), Report::Silent);
         assert_eq!(unreachable(io::ErrorKind::HostUnreachable), Report::Silent);
         assert_eq!(report_of(&BridgeError::Timeout), Report::Silent);
         assert_eq!(report_of(&BridgeError::Refused(Refusal::Version(0))), Report::Unable);
-        assert_eq!(read_state(State::WrongNode), Report::Absent);
+        assert_eq!(read_state(State::WrongNode), Report::Replaced);
         assert_eq!(read_state(State::Unspecified), Report::Unable);
     }
 }

@@ -24,8 +24,11 @@ pub enum OfferState {
 pub enum Report {
     /// The node has answered.
     Known(OfferState),
-    /// The node does not run there: its address refuses connections, or another node has it.
-    Absent,
+    /// Nothing listens at its address: connections are refused.
+    Refused,
+    /// Another node answers at its address: one that was started in its place, or the address is
+    /// wrong.
+    Replaced,
     /// The node runs, but its release does not know the query.
     Unable,
     /// No answer in time, or no way to the node: nothing is known.

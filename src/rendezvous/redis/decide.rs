@@ -16,7 +16,7 @@ use crate::rendezvous::{Answer, Offer};
 /// How often an entry may change while one question is being asked, until it is asked anew.
 pub(super) const ROUNDS: usize = 5;
 /// The longest pause between two questions about an entry whose offer may be gone.
-const DOUBT_PAUSE: Duration = Duration::from_millis(500);
+pub(super) const DOUBT_PAUSE: Duration = Duration::from_millis(500);
 /// How long a claim may take while its owner still waits. Then another offer may claim it: the node
 /// of the owner gives it one partner, whichever comes first.
 const CLAIM_TIME: Duration = Duration::from_millis(1500);

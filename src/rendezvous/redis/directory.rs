@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 use uuid::Uuid;
 
-use super::decide::{ROUNDS, ghost_of};
+use super::decide::{DOUBT_PAUSE, ROUNDS, ghost_of};
 use super::fate::Fate;
 use super::listing::Errand;
 use super::scripts::{Gone, Held, Possession};
@@ -221,10 +221,12 @@ where
         loop {
             match ask().await {
                 Ok(Asked::Told(told)) => return told,
-                Ok(Asked::Unsure) => {}
-                Err(error) => debug!(%error, "Redis cannot say who has a UUID"),
+                Ok(Asked::Unsure) => sleep(backoff(attempts, DOUBT_PAUSE)).await,
+                Err(error) => {
+                    debug!(%error, "Redis cannot say who has a UUID");
+                    sleep(backoff(attempts, MAX_PAUSE)).await;
+                }
             }
-            sleep(backoff(attempts, MAX_PAUSE)).await;
             attempts = attempts.saturating_add(1);
         }
     };

@@ -141,8 +141,10 @@ impl Core {
             Report::Known(OfferState::Waiting) => Fate::Waiting,
             Report::Known(OfferState::Paired) => Fate::Paired,
             Report::Known(OfferState::Gone) => Fate::Gone,
-            Report::Absent if lease == Lease::Overdue && self.is_sure() => Fate::Dead,
-            Report::Absent | Report::Silent => Fate::Unknown,
+            // Whatever has kept its lease from being refreshed: no process is there that did it.
+            Report::Refused if lease == Lease::Overdue => Fate::Dead,
+            Report::Replaced if lease == Lease::Overdue && self.is_sure() => Fate::Dead,
+            Report::Refused | Report::Replaced | Report::Silent => Fate::Unknown,
             Report::Unable => Fate::Unable,
         })
     }
