@@ -46,6 +46,16 @@ pub(crate) struct Answer {
     pub(crate) length: u64,
     /// Whether the gateway ends it.
     pub(crate) closed_by_gateway: bool,
+    /// How often the app has tried to attach, and which of its tries this is.
+    pub(crate) tries: Arc<AtomicU64>,
+    pub(crate) number: u64,
+}
+
+impl Answer {
+    /// Whether the app has come again: a node then ends what it still had of the app before.
+    pub(crate) fn is_superseded(&self) -> bool {
+        self.tries.load(Ordering::Acquire) != self.number
+    }
 }
 
 /// How a sender has ended its stream.

@@ -1,6 +1,7 @@
 //! Apps that attach to a gateway, exchange data with it, and attach again.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use nymea_remoteproxy::client::{App, Connector};
@@ -27,6 +28,8 @@ const ANSWER: Duration = Duration::from_secs(15);
 pub(crate) struct AppState {
     gateway: usize,
     number: usize,
+    /// How often it has tried to attach.
+    tries: Arc<AtomicU64>,
     pub(crate) meeting: Meeting,
 }
 
@@ -34,7 +37,12 @@ impl AppState {
     pub(super) fn new(gateway: usize, number: usize) -> Self {
         let meeting =
             Meeting::new(format!("app {number} of gateway {gateway}"), statistics::Meeting::App);
-        Self { gateway, number, meeting: meeting.slower(gateway::slack(gateway)) }
+        Self {
+            gateway,
+            number,
+            tries: Arc::default(),
+            meeting: meeting.slower(gateway::slack(gateway)),
+        }
     }
 
     pub(super) fn name(&self) -> String {
@@ -77,6 +85,7 @@ pub(super) async fn run(world: Arc<World>, app: Arc<AppState>) {
         let token = world.cluster.tokens.of_apps() || random.random_bool(0.3);
         let one_try = Try { node, way, library, token };
         app.meeting.trying(0, one_try.to_string());
+        app.tries.fetch_add(1, Ordering::AcqRel);
         let attached = tokio::select! {
             attached = Box::pin(attach(&world, &app, &one_try)) => attached,
             () = world.leaving.cancelled() => break,
@@ -171,6 +180,7 @@ async fn converse(
         node: one_try.node,
         gateway: gateway::name(app.gateway),
         gateway_node: before,
+        tries: Arc::clone(&app.tries),
     };
     let mut checker = Checker::default();
     let met = |stream: &Arc<_>| app.meeting.received(0, stream, world);

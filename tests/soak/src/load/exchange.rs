@@ -2,6 +2,7 @@
 //! same time, and then one of them leaves.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rand::RngExt;
@@ -73,6 +74,7 @@ pub(super) struct Question {
     pub(super) node: usize,
     pub(super) gateway: String,
     pub(super) gateway_node: usize,
+    pub(super) tries: Arc<AtomicU64>,
 }
 
 /// The side of the app. `met` is called when the answer begins.
@@ -92,6 +94,8 @@ pub(super) async fn question(
         question_bytes: HEADER as u64 + plan.question,
         length: total,
         closed_by_gateway: plan.end == End::Gateway,
+        number: who.tries.load(Ordering::Acquire),
+        tries: Arc::clone(&who.tries),
     });
     let length = match plan.end {
         End::AppAbruptly => plan.question / 2,

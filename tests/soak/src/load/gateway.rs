@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 
 use super::exchange::{self, Outcome};
 use super::{Backoff, door, gateway_uuid, raw_gateway};
-use crate::content::Ending;
+use crate::content::{Answer, Ending, Stream};
 use crate::wire::{Closing, Way, of_library};
 use crate::world::World;
 
@@ -69,6 +69,8 @@ pub(crate) struct GatewayState {
     lost: Notify,
     /// On which node a stranger has got its UUID, and when.
     theft: Mutex<Option<(usize, Instant)>>,
+    /// The epoch in which it is known to be registered.
+    registered: AtomicU64,
 }
 
 impl GatewayState {
@@ -79,6 +81,16 @@ impl GatewayState {
     /// Another one after each end of its connection.
     pub(super) fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)
+    }
+
+    /// It is registered on its connection.
+    pub(super) fn registered(&self) {
+        self.registered.store(self.epoch(), Ordering::Release);
+    }
+
+    /// Whether it is known to be registered.
+    pub(super) fn is_registered(&self) -> bool {
+        self.registered.load(Ordering::Acquire) == self.epoch()
     }
 
     /// A stranger has got its UUID on a node.
@@ -179,12 +191,14 @@ async fn serve(
     let leaves = Duration::from_secs(random.random_range(20..120));
     let time_to_leave = sleep(leaves);
     tokio::pin!(time_to_leave);
+    state.registered();
     let (mut node, mut epoch) = (state.node(), state.epoch());
     let mut was_used = false;
     loop {
         tokio::select! {
             accepted = apps.accept() => match accepted {
                 Ok(app) => {
+                    state.registered();
                     (node, epoch, was_used) = (state.node(), state.epoch(), true);
                     served.spawn(answer(Arc::clone(world), number, state.node(), app));
                 }
@@ -228,6 +242,19 @@ pub(super) fn judge_loss(world: &World, number: usize, node: usize, how: &str) {
     }
 }
 
+/// An app that has left in order must have been received completely.
+pub(super) fn judge_end(world: &World, node: usize, stream: &Stream, received: u64) {
+    let Some(Ending::Orderly(total)) = stream.ending() else { return };
+    if total == received || world.is_excused(stream.node, node) {
+        return;
+    }
+    if stream.answer().is_some_and(Answer::is_superseded) {
+        return world.statistics.count("gateways: the rest of an app that had come again is lost");
+    }
+    let what = format!("{}: {received} of {total} bytes", stream.sender);
+    world.journal.violation("gateway", what);
+}
+
 /// Answers one app, and judges the end.
 async fn answer(world: Arc<World>, number: usize, node: usize, app: AppStream) {
     let app_name = app.info().name.clone();
@@ -243,14 +270,8 @@ async fn answer(world: Arc<World>, number: usize, node: usize, app: AppStream) {
             world.journal.violation("content", format_args!("{}: {what}", name(number)));
         }
         Outcome::Ended(Closing::Complete) => {
-            let Some(stream) = seen else { return };
-            let excused = world.is_excused(stream.node, node);
-            if let Some(Ending::Orderly(total)) = stream.ending()
-                && total != checker.received()
-                && !excused
-            {
-                let what = format!("{app_name}: {} of {total} bytes", checker.received());
-                world.journal.violation("gateway", what);
+            if let Some(stream) = seen {
+                judge_end(&world, node, stream, checker.received());
             }
         }
         Outcome::Done | Outcome::Left | Outcome::Ended(_) => {}

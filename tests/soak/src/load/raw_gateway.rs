@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio::time::{interval, sleep, timeout};
 
 use super::app::judge_refusal;
-use super::gateway::{judge_loss, name};
+use super::gateway::{judge_end, judge_loss, name};
 use super::{Backoff, gateway_uuid};
 use crate::content::{Alphabet, Checker, Ending, HEADER};
 use crate::wire::{Reader, Received, Way, Writer, connect};
@@ -46,6 +46,7 @@ pub(super) async fn run(world: Arc<World>, number: usize) {
                 backoff = Backoff::default();
                 world.statistics.count("gateways: registered");
                 let connection = state.connected(node);
+                state.registered();
                 let leaves = Duration::from_secs(random.random_range(20..120));
                 serve(&world, number, node, way, &mut halves, leaves).await;
                 // Known before the apps see it.
@@ -192,13 +193,8 @@ impl Apps<'_> {
     }
 
     fn disconnected(&self, app: &Attached) {
-        let Some(stream) = app.checker.stream() else { return };
-        if let Some(Ending::Orderly(total)) = stream.ending()
-            && total != app.checker.received()
-            && !self.world.is_excused(stream.node, self.node)
-        {
-            let what = format!("{}: {} of {total} bytes", app.name, app.checker.received());
-            self.world.journal.violation("gateway", what);
+        if let Some(stream) = app.checker.stream() {
+            judge_end(self.world, self.node, stream, app.checker.received());
         }
     }
 

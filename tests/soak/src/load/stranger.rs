@@ -145,7 +145,7 @@ impl Visit<'_> {
         }
         let number = random.random_range(0..count);
         let gateway = &self.world.load.gateways[number];
-        let epoch = gateway.epoch();
+        let (epoch, was_registered) = (gateway.epoch(), gateway.is_registered());
         let params = json!({
             "serverName": "thief",
             "serverUuid": gateway_uuid(number).to_string(),
@@ -161,7 +161,7 @@ impl Visit<'_> {
         dialogue.leave().await?;
         // With time for a connection that had ended to show it.
         sleep(Duration::from_secs(1)).await;
-        if gateway.epoch() == epoch && self.world.is_quiet(settled, |_| true) {
+        if was_registered && gateway.epoch() == epoch && self.world.is_quiet(settled, |_| true) {
             self.violation(&format!("the UUID of gateway {number} was stolen"));
         }
         Ok(())
