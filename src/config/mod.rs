@@ -201,10 +201,18 @@ pub struct Limits {
     /// Connections in all.
     #[serde(deserialize_with = "units::count")]
     pub connections: usize,
-    /// Connections that are not authenticated yet, in all.
+    /// The share of all connections that one IPv4 address, or one IPv6 network (of 64, 56 and 48
+    /// bits each), may have.
+    pub network_share: f64,
+    /// The share that one user may have: a name that the authentication server gives, or a token.
+    pub user_share: f64,
+    /// The share that is kept for networks with few connections.
+    pub reserve: f64,
+    /// Connections without a verified token, in all.
     #[serde(deserialize_with = "units::count")]
     pub unauthenticated: usize,
-    /// The same from one IPv4 address or one IPv6 /64 network.
+    /// The same from one IPv4 address or one IPv6 /64 network; 4 times as many from a /56, and 16
+    /// times as many from a /48.
     #[serde(deserialize_with = "units::count")]
     pub unauthenticated_per_ip: usize,
     /// Requests on one connection before it is authenticated.
@@ -469,8 +477,11 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 16_384,
+            network_share: 0.75,
+            user_share: 0.5,
+            reserve: 0.1,
             unauthenticated: 5_000,
-            unauthenticated_per_ip: 1_000,
+            unauthenticated_per_ip: 100,
             requests: 1_000,
             message_size: 16 << 20,
         }

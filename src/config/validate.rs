@@ -111,6 +111,17 @@ impl Faults {
         let limits = &config.limits;
         let requests = limits.requests.try_into().unwrap_or(usize::MAX);
         self.within("limits.connections", limits.connections, 1..=MAX_COUNT);
+        for (key, share) in [
+            ("limits.network_share", limits.network_share),
+            ("limits.user_share", limits.user_share),
+        ] {
+            if !(share > 0.0 && share <= 1.0) {
+                self.add(key, "expected a number above 0, up to 1");
+            }
+        }
+        if !(0.0..=0.9).contains(&limits.reserve) {
+            self.add("limits.reserve", "expected a number from 0 to 0.9");
+        }
         self.within("limits.unauthenticated", limits.unauthenticated, 1..=MAX_COUNT);
         self.within("limits.unauthenticated_per_ip", limits.unauthenticated_per_ip, 1..=MAX_COUNT);
         self.within("limits.requests", requests, 1..=MAX_COUNT);
@@ -340,6 +351,14 @@ mod tests {
     fn limits() {
         assert_eq!(keys(|c| c.limits.connections = 0), ["limits.connections"]);
         assert_eq!(keys(|c| c.limits.requests = 0), ["limits.requests"]);
+        for wrong in [0.0, -0.5, 1.1, f64::NAN] {
+            assert_eq!(keys(|c| c.limits.network_share = wrong), ["limits.network_share"]);
+            assert_eq!(keys(|c| c.limits.user_share = wrong), ["limits.user_share"]);
+        }
+        for wrong in [-0.1, 0.95, f64::NAN] {
+            assert_eq!(keys(|c| c.limits.reserve = wrong), ["limits.reserve"]);
+        }
+        assert!(keys(|c| (c.limits.network_share, c.limits.reserve) = (1.0, 0.0)).is_empty());
         assert_eq!(keys(|c| c.limits.message_size = 0), ["limits.message_size"]);
         assert_eq!(keys(|c| c.limits.message_size = (1 << 30) + 1), ["limits.message_size"]);
         assert!(keys(|c| c.limits.message_size = 1 << 30).is_empty());

@@ -20,6 +20,9 @@ pub enum Close {
     InvalidRequest,
     /// A request of more than [`MAX_REQUEST`](crate::protocol::MAX_REQUEST) bytes.
     RequestTooLarge,
+    /// It had to make room for others before it was authenticated, or its user has too many
+    /// connections.
+    NoRoom,
     /// More requests before authenticating than `limits.requests`.
     TooManyRequests,
     /// The token was refused.
@@ -96,7 +99,8 @@ impl Close {
             | Self::Stalled => 1008,
             Self::RequestTooLarge | Self::MessageTooLarge => 1009,
             Self::Fault => 1011,
-            Self::TooManyRequests
+            Self::NoRoom
+            | Self::TooManyRequests
             | Self::AuthenticationUnavailable
             | Self::RegistrationUnavailable
             | Self::GatewayNotFound
@@ -113,6 +117,7 @@ impl Close {
             Self::Dismissed => "An operator of this server ended the tunnel.",
             Self::InvalidRequest => "Invalid request, see the answer to it.",
             Self::RequestTooLarge => "A request must not be larger than 10 KiB.",
+            Self::NoRoom => "Too many connections. Try again later.",
             Self::TooManyRequests => "Too many requests before authentication. Try again later.",
             Self::TokenRefused => "Invalid token.",
             Self::AuthenticationUnavailable => {
@@ -155,6 +160,7 @@ impl Close {
             Self::Dismissed => "dismissed",
             Self::InvalidRequest => "invalid_request",
             Self::RequestTooLarge => "request_too_large",
+            Self::NoRoom => "no_room",
             Self::TooManyRequests => "too_many_requests",
             Self::TokenRefused => "token_refused",
             Self::AuthenticationUnavailable => "authentication_unavailable",

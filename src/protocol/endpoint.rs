@@ -405,6 +405,11 @@ impl Endpoint {
                 "AuthenticationErrorProxyError",
                 Close::AuthenticationUnavailable,
             ),
+            Verdict::NoRoom => (
+                "There are too many connections. This is temporary, please try again later.",
+                "AuthenticationErrorProxyError",
+                Close::NoRoom,
+            ),
         };
         let params = match generation {
             Generation::One => None,

@@ -56,6 +56,8 @@ pub enum Verdict {
     Timeout,
     /// The authentication server could not be asked or did not make sense.
     Unavailable,
+    /// The token is good, but its user has too many connections.
+    NoRoom,
 }
 
 /// The limits of this stage of a connection.

@@ -1,52 +1,100 @@
-//! How many connections there may be: counted when they come, given back when their [`Ticket`]
-//! is dropped.
+//! How many connections there may be, and whose: counted when they come, given back when their
+//! [`Ticket`] is dropped.
+//!
+//! A stranger is a connection whose token has not been verified, also one that has registered
+//! without a token. Strangers that have not registered give way to newcomers: of the network with
+//! the most of them first, and there the oldest that has sent no complete request.
+//!
+//! A network may have a share of all connections, and so may a user. The last connections are kept
+//! for networks that have few, so that no network, however greedy, keeps others out.
 
-use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+mod share;
+mod user;
+
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use tokio_util::sync::CancellationToken;
+
+use self::share::Shares;
+use self::user::{User, Users};
+use crate::accept::{Candidate, Crowd, MemberId, Network, Networks, Standing};
+use crate::auth;
 use crate::config::Limits;
 use crate::ids::ClientAddr;
+use crate::protocol::Token;
 use crate::transport::Refusal;
+
+/// A connection that has sent no complete request for this long gives way to others of its own
+/// network; until then it may still be on its way through the handshake.
+const SILENT_FOR: Duration = Duration::from_secs(2);
 
 /// The counts of one node.
 pub(super) struct Admission {
     limits: Limits,
+    shares: Shares,
+    users: Users,
     counts: Mutex<Counts>,
 }
 
 #[derive(Default)]
 struct Counts {
     connections: usize,
-    unauthenticated: usize,
-    unauthenticated_per_ip: HashMap<IpAddr, usize>,
+    strangers: usize,
+    /// Strangers that have registered, and do not give way any more.
+    registered: usize,
+    networks: BTreeMap<Network, Tally>,
+    users: BTreeMap<User, usize>,
+    /// Strangers that give way.
+    crowd: Crowd,
+}
+
+/// What there is of one network.
+#[derive(Clone, Copy, Default)]
+struct Tally {
+    connections: usize,
+    strangers: usize,
 }
 
 /// The right to be connected.
 pub(super) struct Ticket {
     admission: Arc<Admission>,
-    authenticated: bool,
-    /// Until it is authenticated: the network it is counted for, once that is known.
-    network: Option<IpAddr>,
+    networks: Networks,
+    state: State,
+    /// Of the token that it shows.
+    shown: Option<User>,
+    displaced: CancellationToken,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Stranger {
+        id: MemberId,
+        heard: bool,
+    },
+    /// Registered without a token.
+    Registered,
+    Verified(User),
+    /// Not counted: it had to give way, or was refused.
+    Out,
 }
 
 impl Admission {
     pub(super) fn new(limits: Limits) -> Arc<Self> {
-        Arc::new(Self { limits, counts: Mutex::default() })
+        let shares = Shares::of(&limits);
+        Arc::new(Self { limits, shares, users: Users::new(), counts: Mutex::default() })
     }
 
-    /// Counts a connection, unless there is no room for it.
-    pub(super) fn enter(self: &Arc<Self>) -> Result<Ticket, Refusal> {
+    /// Counts a connection, of this client if it is known, unless there is no room for it.
+    pub(super) fn enter(self: &Arc<Self>, client: Option<ClientAddr>) -> Result<Ticket, Refusal> {
+        let networks = client.map_or(Networks::UNNAMED, Networks::of);
+        let displaced = CancellationToken::new();
         let mut counts = self.counts();
-        if counts.connections >= self.limits.connections {
-            return Err(Refusal::Connections);
-        }
-        if counts.unauthenticated >= self.limits.unauthenticated {
-            return Err(Refusal::Unauthenticated);
-        }
-        counts.connections += 1;
-        counts.unauthenticated += 1;
-        Ok(Ticket { admission: Arc::clone(self), authenticated: false, network: None })
+        counts.make_room(&networks, &self.limits, &self.shares)?;
+        let id = counts.add(networks, Standing::Unheard, displaced.clone());
+        let state = State::Stranger { id, heard: false };
+        Ok(Ticket { admission: Arc::clone(self), networks, state, shown: None, displaced })
     }
 
     /// Connections there are, and may be.
@@ -60,123 +108,230 @@ impl Admission {
     }
 }
 
-impl Ticket {
-    /// Counts the connection for its client, unless that one has too many; once is enough. Programs
-    /// on a unix socket are not told apart.
-    pub(super) fn comes_from(&mut self, client: ClientAddr) -> Result<(), Refusal> {
-        let Some(network) = client.ip().map(network_of) else { return Ok(()) };
-        if self.authenticated || self.network.is_some() {
-            return Ok(());
+impl Counts {
+    /// Sees that there is room for one more connection of these networks. No connection gives way
+    /// for a newcomer that is refused all the same.
+    fn make_room(
+        &mut self,
+        networks: &Networks,
+        limits: &Limits,
+        shares: &Shares,
+    ) -> Result<(), Refusal> {
+        let tallies = || networks.all().iter().map(|network| (*network, self.tally(*network)));
+        if networks.is_limited()
+            && tallies().any(|(_, tally)| tally.connections >= shares.per_network)
+        {
+            return Err(Refusal::Network);
         }
-        let mut counts = self.admission.counts();
-        let from_there = counts.unauthenticated_per_ip.entry(network).or_default();
-        if *from_there >= self.admission.limits.unauthenticated_per_ip {
-            return Err(Refusal::UnauthenticatedPerIp);
+        let full = tallies().find(|(network, tally)| {
+            tally.strangers >= network.share_of(limits.unauthenticated_per_ip)
+        });
+        let gives_way = match full {
+            Some((network, _)) => {
+                let first = self.crowd.first_of(network).filter(is_silent);
+                Some(first.ok_or(Refusal::UnauthenticatedPerIp)?)
+            }
+            None if self.strangers >= limits.unauthenticated => {
+                Some(self.gives_way_for(networks).ok_or(Refusal::Unauthenticated)?)
+            }
+            None => None,
+        };
+        let has_few =
+            !networks.is_limited() || self.tally(networks.site()).connections < shares.few;
+        let room = if has_few { limits.connections } else { limits.connections - shares.reserve };
+        let missing = (self.connections + 1).saturating_sub(room);
+        let gives_way = match (missing, gives_way) {
+            (0, gives_way) => gives_way,
+            (1, Some(first)) => Some(first),
+            (1, None) => Some(self.gives_way_for(networks).ok_or(Refusal::Connections)?),
+            (2.., _) => return Err(Refusal::Connections),
+        };
+        if let Some(first) = gives_way
+            && let Some(member) = self.crowd.displace(first.id)
+        {
+            self.forget(&member.networks);
         }
-        *from_there += 1;
-        self.network = Some(network);
         Ok(())
     }
 
-    /// The connection has proved itself and makes room for others that have not.
-    pub(super) fn authenticated(&mut self) {
-        if std::mem::replace(&mut self.authenticated, true) {
-            return;
+    /// The stranger that gives way for a newcomer of these networks.
+    fn gives_way_for(&self, networks: &Networks) -> Option<Candidate> {
+        self.crowd.first_for(networks).filter(|first| !first.is_own || is_silent(first))
+    }
+
+    fn tally(&self, network: Network) -> Tally {
+        self.networks.get(&network).copied().unwrap_or_default()
+    }
+
+    /// Counts a stranger.
+    fn add(
+        &mut self,
+        networks: Networks,
+        standing: Standing,
+        displaced: CancellationToken,
+    ) -> MemberId {
+        self.connections += 1;
+        self.strangers += 1;
+        for network in networks.all() {
+            let tally = self.networks.entry(*network).or_default();
+            tally.connections += 1;
+            tally.strangers += 1;
         }
-        let mut counts = self.admission.counts();
-        counts.unauthenticated -= 1;
-        if let Some(network) = self.network.take()
-            && let Some(count) = counts.unauthenticated_per_ip.get_mut(&network)
-        {
+        self.crowd.add(networks, standing, displaced)
+    }
+
+    /// A stranger is none any more, or gone.
+    fn forget_stranger(&mut self, networks: &Networks) {
+        self.strangers -= 1;
+        for network in networks.all() {
+            if let Some(tally) = self.networks.get_mut(network) {
+                tally.strangers -= 1;
+            }
+        }
+    }
+
+    fn forget_connection(&mut self, networks: &Networks) {
+        self.connections -= 1;
+        for network in networks.all() {
+            if let Some(tally) = self.networks.get_mut(network) {
+                tally.connections -= 1;
+                if tally.connections == 0 {
+                    self.networks.remove(network);
+                }
+            }
+        }
+    }
+
+    fn forget(&mut self, networks: &Networks) {
+        self.forget_stranger(networks);
+        self.forget_connection(networks);
+    }
+
+    fn forget_user(&mut self, user: User) {
+        if let Some(count) = self.users.get_mut(&user) {
             *count -= 1;
             if *count == 0 {
-                counts.unauthenticated_per_ip.remove(&network);
+                self.users.remove(&user);
             }
         }
     }
 }
 
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        self.authenticated();
-        self.admission.counts().connections -= 1;
+/// Whether it has said nothing for so long that others of its own network may have its place.
+fn is_silent(first: &Candidate) -> bool {
+    first.standing < Standing::Heard && first.since.elapsed() >= SILENT_FOR
+}
+
+impl Ticket {
+    /// Counts the connection for its client, unless that one has too many; once is enough.
+    pub(super) fn comes_from(&mut self, client: ClientAddr) -> Result<(), Refusal> {
+        let State::Stranger { id, heard } = self.state else { return Ok(()) };
+        if self.networks != Networks::UNNAMED {
+            return Ok(());
+        }
+        let Admission { limits, shares, .. } = &*self.admission;
+        let mut counts = self.admission.counts();
+        self.state = State::Out;
+        if counts.crowd.remove(id).is_none() {
+            return Err(Refusal::Unauthenticated);
+        }
+        counts.forget(&self.networks);
+        let networks = Networks::of(client);
+        counts.make_room(&networks, limits, shares)?;
+        let id = counts.add(networks, Standing::Unheard, self.displaced.clone());
+        (self.networks, self.state) = (networks, State::Stranger { id, heard });
+        Ok(())
+    }
+
+    /// Notes that a complete request came.
+    pub(super) fn is_heard(&mut self) {
+        if let State::Stranger { id, heard: heard @ false } = &mut self.state {
+            *heard = true;
+            self.admission.counts().crowd.promote(*id, Standing::Heard);
+        }
+    }
+
+    /// Notes the token that the connection shows, for a user that has no name.
+    pub(super) fn shows(&mut self, token: &Token) {
+        self.shown = Some(self.admission.users.of_token(token));
+    }
+
+    /// The connection has proved to be of this user, unless that one has too many; it makes room for
+    /// strangers.
+    pub(super) fn is_verified(&mut self, user: &auth::User) -> Result<(), Refusal> {
+        let Admission { shares, users, .. } = &*self.admission;
+        let user = users.named(user).or(self.shown).unwrap_or_else(|| users.unknown());
+        let mut counts = self.admission.counts();
+        let id = match self.state {
+            State::Stranger { id, .. } => Some(id),
+            State::Registered => None,
+            State::Verified(_) => return Ok(()),
+            State::Out => return Err(Refusal::Unauthenticated),
+        };
+        if counts.users.get(&user).is_some_and(|count| *count >= shares.per_user) {
+            return Err(Refusal::User);
+        }
+        match id {
+            // It has just been given away.
+            Some(id) if counts.crowd.remove(id).is_none() => {
+                self.state = State::Out;
+                return Err(Refusal::Unauthenticated);
+            }
+            Some(_) => {}
+            None => counts.registered -= 1,
+        }
+        counts.forget_stranger(&self.networks);
+        *counts.users.entry(user).or_default() += 1;
+        self.state = State::Verified(user);
+        Ok(())
+    }
+
+    /// The connection registers. Without a verified token that proves nothing: it remains a
+    /// stranger, but one that does not give way, and of those there are never so many that no room
+    /// is left for others.
+    pub(super) fn registers(&mut self) -> Result<(), Refusal> {
+        let Admission { limits, shares, .. } = &*self.admission;
+        let State::Stranger { id, .. } = self.state else { return Ok(()) };
+        let mut counts = self.admission.counts();
+        if counts.registered >= limits.unauthenticated - shares.newcomers {
+            return Err(Refusal::Unauthenticated);
+        }
+        if counts.crowd.remove(id).is_none() {
+            self.state = State::Out;
+            return Err(Refusal::Unauthenticated);
+        }
+        counts.registered += 1;
+        self.state = State::Registered;
+        Ok(())
+    }
+
+    /// Cancelled when the connection had to give way to another one: it is not counted any more.
+    pub(super) fn displaced(&self) -> CancellationToken {
+        self.displaced.clone()
     }
 }
 
-/// IPv6 users have a /64 of their own; counting single addresses would count nothing.
-fn network_of(ip: IpAddr) -> IpAddr {
-    match ip.to_canonical() {
-        IpAddr::V6(v6) => {
-            let [a, b, c, d, ..] = v6.segments();
-            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let mut counts = self.admission.counts();
+        match self.state {
+            State::Stranger { id, .. } => {
+                if counts.crowd.remove(id).is_some() {
+                    counts.forget(&self.networks);
+                }
+            }
+            State::Registered => {
+                counts.registered -= 1;
+                counts.forget(&self.networks);
+            }
+            State::Verified(user) => {
+                counts.forget_user(user);
+                counts.forget_connection(&self.networks);
+            }
+            State::Out => {}
         }
-        v4 @ IpAddr::V4(_) => v4,
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn admission(connections: usize, unauthenticated: usize, per_ip: usize) -> Arc<Admission> {
-        let limits = Limits {
-            connections,
-            unauthenticated,
-            unauthenticated_per_ip: per_ip,
-            ..Limits::default()
-        };
-        Admission::new(limits)
-    }
-
-    /// Somebody comes from this address.
-    fn enter(admission: &Arc<Admission>, ip: &str) -> Result<Ticket, Refusal> {
-        let ip: IpAddr = ip.parse().expect("an address");
-        let mut ticket = admission.enter()?;
-        ticket.comes_from(ClientAddr::Ip((ip, 1).into()))?;
-        Ok(ticket)
-    }
-
-    #[test]
-    fn each_limit_refuses_with_its_name() {
-        let admission = admission(3, 2, 1);
-        let mut first = enter(&admission, "10.0.0.1").expect("room");
-        let refused = |address| enter(&admission, address).err();
-        assert_eq!(refused("10.0.0.1"), Some(Refusal::UnauthenticatedPerIp));
-        let second = enter(&admission, "10.0.0.2").expect("room");
-        assert_eq!(refused("10.0.0.3"), Some(Refusal::Unauthenticated));
-        first.authenticated();
-        let third = enter(&admission, "10.0.0.1").expect("room again");
-        assert_eq!(refused("10.0.0.4"), Some(Refusal::Connections));
-        drop((first, second, third));
-        let counts = admission.counts();
-        assert_eq!((counts.connections, counts.unauthenticated), (0, 0));
-        assert!(counts.unauthenticated_per_ip.is_empty());
-    }
-
-    #[test]
-    fn a_client_is_counted_once_and_a_unix_socket_is_none() {
-        let admission = admission(9, 9, 1);
-        let mut ticket = admission.enter().expect("room");
-        let client = ClientAddr::Ip(([10, 0, 0, 1], 7).into());
-        assert_eq!([(); 2].map(|()| ticket.comes_from(client)), [Ok(()), Ok(())]);
-        assert!(enter(&admission, "10.0.0.1").is_err());
-        drop(ticket);
-        assert!(enter(&admission, "10.0.0.1").is_ok());
-        for _ in 0..3 {
-            let mut local = admission.enter().expect("room");
-            assert_eq!(local.comes_from(ClientAddr::Unix { process: None }), Ok(()));
-            std::mem::forget(local);
-        }
-        assert_eq!(admission.counts().unauthenticated, 3);
-    }
-
-    #[test]
-    fn an_ipv6_network_is_one_address() {
-        let admission = admission(9, 9, 1);
-        let _first = enter(&admission, "2001:db8::1").expect("room");
-        assert!(enter(&admission, "2001:db8::2").is_err());
-        assert!(enter(&admission, "2001:db8:0:1::1").is_ok());
-        let _mapped = enter(&admission, "::ffff:10.0.0.1").expect("room");
-        assert!(enter(&admission, "10.0.0.1").is_err());
-    }
-}
+mod tests;

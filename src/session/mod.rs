@@ -210,9 +210,7 @@ fn enter(client: Option<ClientAddr>, shared: &Shared) -> Result<Ticket, Refusal>
     if shared.lifecycle.is_draining() {
         return Err(Refusal::Draining);
     }
-    let mut ticket = shared.admission.enter()?;
-    client.map_or(Ok(()), |client| ticket.comes_from(client))?;
-    Ok(ticket)
+    shared.admission.enter(client)
 }
 
 async fn accept(
@@ -226,6 +224,7 @@ async fn accept(
     let transport = listener.transport.label();
     let mut gauge = metrics.connection(transport);
     let began = Instant::now();
+    let displaced = ticket.displaced();
     let mut admit = |client| {
         if origin.proxy_addr.is_some() {
             Span::current().record("client_addr", display(client));
@@ -233,7 +232,16 @@ async fn accept(
         ticket.comes_from(client).inspect_err(|refusal| note_refusal(*refusal, client, shared))
     };
     let accepted = listener.transport.accept(socket, peer, &mut admit);
-    match timeout_at((since + shared.timeouts.handshake).into(), accepted).await {
+    let accepted = timeout_at((since + shared.timeouts.handshake).into(), accepted);
+    let accepted = tokio::select! {
+        accepted = accepted => accepted,
+        () = displaced.cancelled() => {
+            debug!("a connection had to give way before its handshake was done");
+            metrics.handshake_failed("displaced");
+            return None;
+        }
+    };
+    match accepted {
         Ok(Ok(Accepted { leg, client_addr, trace_parent, tls })) => {
             let whose = (origin.id, client_addr);
             let trace = tracer.upgraded(whose, transport, trace_parent, began, tls);

@@ -16,7 +16,7 @@ use super::enrolment::{self, Enrolled};
 use super::registry::{NotWaiting, Partner};
 use super::stage::{Claim, Coming, Event, Stage, poll_event};
 use super::tunnel::profile_of;
-use super::{Entry, Party, Shared, error_chain, note_no_bridge, send};
+use super::{Entry, Party, Shared, error_chain, note_no_bridge, note_refusal, send};
 use crate::auth;
 use crate::cluster::client::BridgeError;
 use crate::cluster::{Bridged, Refusal};
@@ -57,6 +57,7 @@ pub(super) async fn negotiate(mut party: Box<Party>, shared: &Arc<Shared>) -> Ou
         None => Stage::Greeting,
     };
     let mut draining = pin!(shared.lifecycle.draining());
+    let mut displaced = pin!(party.ticket.displaced().cancelled_owned());
     let mut timer = pin!(sleep_until(Instant::now().into()));
     // Whether the endpoint may have something to say, and whether its client has.
     let (mut busy, mut finished) = (true, false);
@@ -71,6 +72,9 @@ pub(super) async fn negotiate(mut party: Box<Party>, shared: &Arc<Shared>) -> Ou
         let event = poll_fn(|cx| {
             if draining.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Event::Draining);
+            }
+            if displaced.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Event::Displaced);
             }
             poll_event(cx, &mut *party.leg, &mut stage, timer.as_mut(), (busy, finished))
         });
@@ -90,11 +94,10 @@ pub(super) async fn negotiate(mut party: Box<Party>, shared: &Arc<Shared>) -> Ou
                 }
                 None => busy = false,
                 Some(Action::Send(message)) => answer(&mut party, message, &mut turn).await,
-                Some(Action::Authenticate(token)) => stage = authenticate(token, None, shared),
-                Some(Action::Offer(key)) => {
-                    party.ticket.authenticated();
-                    stage = offer(key, &party, shared);
+                Some(Action::Authenticate(token)) => {
+                    stage = authenticate(token, None, &mut party, shared);
                 }
+                Some(Action::Offer(key)) => stage = offer(key, &party, shared),
                 Some(Action::Register { role, token }) => {
                     (party, stage) = register(party, role, token, shared);
                 }
@@ -151,18 +154,26 @@ pub(super) async fn negotiate(mut party: Box<Party>, shared: &Arc<Shared>) -> Ou
                 }
             }
             Event::Draining => return over(party, stage, Some(Close::Draining), shared).await,
+            Event::Displaced => return gives_way(party, stage, shared).await,
             Event::Ended(end) => return ended(party, stage, end, shared).await,
         }
     }
 }
 
 async fn answer(party: &mut Party, message: String, turn: &mut Turn) {
+    party.ticket.is_heard();
     turn.spend_answer(message.len());
     send(&mut *party.leg, message).await;
 }
 
 /// Has a token checked, for a registration if there is a role.
-fn authenticate(token: Token, role: Option<Role>, shared: &Shared) -> Stage {
+fn authenticate(
+    token: Token,
+    role: Option<Role>,
+    party: &mut Party,
+    shared: &Shared,
+) -> Stage {
+    party.ticket.shows(&token);
     let verdict = Arc::clone(&shared.authenticator).authenticate(token);
     Stage::Authenticating { verdict, since: Instant::now(), role }
 }
@@ -176,7 +187,14 @@ fn judged(
 ) -> (Box<Party>, Stage) {
     let Stage::Authenticating { since, role, .. } = stage else { return (party, stage) };
     note(&verdict, since, &party, shared);
-    let verdict = told(&verdict);
+    let mut told = told(&verdict);
+    if let auth::Verdict::Accepted(user) = &verdict
+        && let Err(refusal) = party.ticket.is_verified(user)
+    {
+        note_refusal(refusal, party.client_addr, shared);
+        told = Verdict::NoRoom;
+    }
+    let verdict = told;
     party.endpoint.authenticated(Instant::now(), verdict);
     match role {
         Some(role) if verdict == Verdict::Valid => register(party, role, None, shared),
@@ -186,18 +204,26 @@ fn judged(
 
 /// Registers the endpoint with the tunnel proxy, once its token has been checked if it needs one.
 fn register(
-    party: Box<Party>,
+    mut party: Box<Party>,
     role: Role,
     token: Option<Token>,
     shared: &Arc<Shared>,
 ) -> (Box<Party>, Stage) {
     if let Some(token) = token {
-        return (party, authenticate(token, Some(role), shared));
+        let stage = authenticate(token, Some(role), &mut party, shared);
+        return (party, stage);
     }
     let label = match role {
         Role::Gateway(_) => "gateway",
         Role::App(_) => "app",
     };
+    if let Err(refusal) = party.ticket.registers() {
+        note_refusal(refusal, party.client_addr, shared);
+        let error = TunnelProxyError::InternalServerError;
+        enrolment::note(label, Some(error), shared);
+        party.endpoint.registered(Err(error));
+        return (party, Stage::Greeting);
+    }
     let (party, enrolling) = enrolment::enrol(party, role, shared);
     (party, Stage::Registering { enrolling, role: label })
 }
@@ -218,7 +244,6 @@ fn answer_registration(
 
 /// Tells the endpoint that it is registered, before anything else can reach it.
 async fn registered(mut party: Box<Party>, enrolled: Enrolled, shared: &Arc<Shared>) -> Outcome {
-    party.ticket.authenticated();
     match say_the_last(&mut party).await {
         Some(close) => over(party, Stage::Greeting, Some(close), shared).await,
         None => Outcome::Enrolled { party, enrolled },
@@ -501,6 +526,18 @@ async fn end(
         closing.await;
     }
     outcome
+}
+
+/// Closes a connection that makes room for others. To say so to all of many would take the room that
+/// they are to make.
+async fn gives_way(mut party: Box<Party>, stage: Stage, shared: &Arc<Shared>) -> Outcome {
+    let close = Close::NoRoom;
+    if let Ok(_place) = shared.refusals.try_acquire() {
+        return over(party, stage, Some(close), shared).await;
+    }
+    shared.telemetry.metrics.connection_closed(close.class());
+    party.trace.ends(Ended::Closed(close));
+    withdraw(stage, close.class(), shared)
 }
 
 /// Takes the endpoint out of the rendezvous. If a partner was handed over meanwhile, it comes out.

@@ -128,6 +128,8 @@ pub(super) enum Event {
     Retry,
     Deadline,
     Draining,
+    /// It has to make room for others.
+    Displaced,
 }
 
 impl Event {

@@ -218,6 +218,12 @@ pub enum Refusal {
     /// `limits.unauthenticated_per_ip` is reached.
     #[error("too many connections from this address that are not authenticated yet")]
     UnauthenticatedPerIp,
+    /// `limits.network_share` is reached.
+    #[error("too many connections from this network")]
+    Network,
+    /// `limits.user_share` is reached.
+    #[error("too many connections of this user")]
+    User,
     /// The node is draining.
     #[error("the node is shutting down")]
     Draining,
@@ -230,6 +236,8 @@ impl Refusal {
             Self::Connections => "connections",
             Self::Unauthenticated => "unauthenticated",
             Self::UnauthenticatedPerIp => "unauthenticated_per_ip",
+            Self::Network => "network_share",
+            Self::User => "user_share",
             Self::Draining => "draining",
         }
     }

@@ -35,7 +35,12 @@ EACH = ("cpu_s_per_gib", "cpu_ms_per_tunnel", "kib_per_endpoint", "redis_per_tun
 
 def unbounded():
     """Settings for as many connections as a process can have here."""
-    return {"LIMITS__CONNECTIONS": str(files() - SPARE), "LIMITS__UNAUTHENTICATED": "20000"}
+    return {
+        "LIMITS__CONNECTIONS": str(files() - SPARE),
+        "LIMITS__NETWORK_SHARE": "1",
+        "LIMITS__RESERVE": "0",
+        "LIMITS__UNAUTHENTICATED": "20000",
+    }
 
 
 def commands(redis):

@@ -139,6 +139,7 @@ fn greet(
                 Verdict::Invalid,
                 Verdict::Timeout,
                 Verdict::Unavailable,
+                Verdict::NoRoom,
             ]);
             endpoint.authenticated(script.now, verdict);
             check(endpoint, greeter.verdict(script.now, verdict));

@@ -240,6 +240,9 @@ impl Greeter {
                 "AuthenticationErrorProxyError",
                 Close::AuthenticationUnavailable,
             ),
+            Verdict::NoRoom => {
+                ("There are too many connections", "AuthenticationErrorProxyError", Close::NoRoom)
+            }
         };
         let code = two.then_some(code);
         self.out.push(Expected::Message(Message::Error { id, begins, code }));
