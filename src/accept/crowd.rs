@@ -75,12 +75,12 @@ pub struct Crowd {
 
 impl Crowd {
     /// How many there are.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.members.len()
     }
 
     /// How many there are of a network.
-    pub fn len_of(&self, network: Network) -> usize {
+    pub fn count_of(&self, network: Network) -> usize {
         self.queues.get(&network).map_or(0, BTreeSet::len)
     }
 
@@ -143,7 +143,7 @@ impl Crowd {
     pub fn first_for(&self, newcomer: &Networks) -> Option<Candidate> {
         let Size { members, site, .. } = *self.sites.last()?;
         let own = newcomer.site();
-        if self.len_of(own) >= members {
+        if self.count_of(own) >= members {
             self.candidate(own, true)
         } else {
             self.candidate(site, false)
@@ -219,7 +219,7 @@ mod tests {
         assert_eq!((first.id, first.is_own), (oldest, false));
         crowd.displace(first.id);
         assert!(displaced.is_cancelled() && !few.is_cancelled());
-        assert_eq!(crowd.len(), 3);
+        assert_eq!(crowd.count(), 3);
         // A member of the site itself has no one else displaced.
         let first = crowd.first_for(&of("192.0.2.2")).expect("a candidate");
         assert!(first.is_own && first.standing == Standing::Silent);
@@ -235,8 +235,8 @@ mod tests {
         add(&mut crowd, "192.0.2.2", Standing::Silent);
         let first = crowd.first_for(&of("192.0.2.2")).expect("a candidate");
         assert!(!first.is_own);
-        assert_eq!(crowd.len_of(of("2001:db8:1:1::").all()[0]), 1);
-        assert_eq!(crowd.len_of(of("2001:db8:1:1::").site()), 3);
+        assert_eq!(crowd.count_of(of("2001:db8:1:1::").all()[0]), 1);
+        assert_eq!(crowd.count_of(of("2001:db8:1:1::").site()), 3);
     }
 
     #[test]
@@ -249,7 +249,7 @@ mod tests {
         assert_eq!(crowd.first_of(of("2001:db8::2").site()).map(|first| first.id), Some(new));
         assert!(crowd.remove(new).is_some() && crowd.remove(new).is_none());
         assert!(crowd.remove(old).is_some());
-        assert!(crowd.queues.is_empty() && crowd.sites.is_empty() && crowd.len() == 0);
+        assert!(crowd.queues.is_empty() && crowd.sites.is_empty() && crowd.count() == 0);
         assert!(crowd.first_for(&of("192.0.2.1")).is_none());
     }
 }

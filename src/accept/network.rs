@@ -118,8 +118,8 @@ mod tests {
         assert_eq!(shared("2001:db8:1:2::1", "2001:db8:1:3::1"), 2);
         assert_eq!(shared("2001:db8:1:2::1", "2001:db8:1:f02::1"), 1);
         assert_eq!(shared("2001:db8:1:2::1", "2001:db8:2:2::1"), 0);
-        let shares: Vec<_> = of("2001:db8::1").all().iter().map(|it| it.share_of(100)).collect();
-        assert_eq!(shares, [100, 400, 1600]);
+        let allowed: Vec<_> = of("2001:db8::1").all().iter().map(|it| it.share_of(100)).collect();
+        assert_eq!(allowed, [100, 400, 1600]);
     }
 
     #[test]

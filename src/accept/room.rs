@@ -38,11 +38,11 @@ impl Room {
     ) -> Visit {
         let mut crowd = self.lock();
         let full = networks.all().iter().find(|network| {
-            crowd.len_of(**network) >= network.share_of(self.per_network).min(self.limit)
+            crowd.count_of(**network) >= network.share_of(self.per_network).min(self.limit)
         });
         let first = match full {
             Some(network) => crowd.first_of(*network),
-            None if crowd.len() >= self.limit => crowd.first_for(&networks),
+            None if crowd.count() >= self.limit => crowd.first_for(&networks),
             None => None,
         };
         if let Some(first) = first {
@@ -54,8 +54,8 @@ impl Room {
     }
 
     /// How many are in it.
-    pub fn len(&self) -> usize {
-        self.lock().len()
+    pub fn count(&self) -> usize {
+        self.lock().count()
     }
 
     /// Closes the connection that would have to go next.
@@ -114,7 +114,7 @@ mod tests {
         let third = enter(&room, "192.0.2.1");
         assert!(first.displaced().is_cancelled());
         assert!(!second.displaced().is_cancelled() && !third.displaced().is_cancelled());
-        assert_eq!(room.len(), 2);
+        assert_eq!(room.count(), 2);
     }
 
     #[test]
@@ -125,8 +125,8 @@ mod tests {
         crowd[0].has_come(Standing::Unheard);
         let newcomers: Vec<_> = (3..6).map(|n| enter(&room, &format!("192.0.2.{n}"))).collect();
         assert!(newcomers.iter().all(|visit| !visit.displaced().is_cancelled()));
-        assert_eq!(room.len(), 4);
+        assert_eq!(room.count(), 4);
         drop((crowd, newcomers));
-        assert_eq!(room.len(), 0);
+        assert_eq!(room.count(), 0);
     }
 }

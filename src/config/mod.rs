@@ -481,7 +481,7 @@ impl Default for Limits {
             user_share: 0.5,
             reserve: 0.1,
             unauthenticated: 5_000,
-            unauthenticated_per_ip: 100,
+            unauthenticated_per_ip: 200,
             requests: 1_000,
             message_size: 16 << 20,
         }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use tokio::time::{sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::enrolment::{self, Enrolled};
@@ -56,8 +57,7 @@ pub(super) async fn negotiate(mut party: Box<Party>, shared: &Arc<Shared>) -> Ou
         Some((key, _)) => offer(key, &party, shared),
         None => Stage::Greeting,
     };
-    let mut draining = pin!(shared.lifecycle.draining());
-    let mut displaced = pin!(party.ticket.displaced().cancelled_owned());
+    let mut leaving = pin!(leaving(party.ticket.displaced(), shared));
     let mut timer = pin!(sleep_until(Instant::now().into()));
     // Whether the endpoint may have something to say, and whether its client has.
     let (mut busy, mut finished) = (true, false);
@@ -70,11 +70,8 @@ pub(super) async fn negotiate(mut party: Box<Party>, shared: &Arc<Shared>) -> Ou
         }
         party.gauge.enter(stage.label());
         let event = poll_fn(|cx| {
-            if draining.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Event::Draining);
-            }
-            if displaced.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Event::Displaced);
+            if let Poll::Ready(event) = leaving.as_mut().poll(cx) {
+                return Poll::Ready(event);
             }
             poll_event(cx, &mut *party.leg, &mut stage, timer.as_mut(), (busy, finished))
         });
@@ -114,7 +111,7 @@ pub(super) async fn negotiate(mut party: Box<Party>, shared: &Arc<Shared>) -> Ou
             }
             Event::Verdict(verdict) => {
                 busy = true;
-                (party, stage) = judged(party, stage, verdict, shared);
+                (party, stage) = judged(party, stage, &verdict, shared);
             }
             Event::Answer(answer) => {
                 busy = true;
@@ -160,6 +157,14 @@ pub(super) async fn negotiate(mut party: Box<Party>, shared: &Arc<Shared>) -> Ou
     }
 }
 
+/// Done when the connection has to leave, whatever it does.
+async fn leaving(displaced: CancellationToken, shared: &Shared) -> Event {
+    tokio::select! {
+        () = shared.lifecycle.draining() => Event::Draining,
+        () = displaced.cancelled() => Event::Displaced,
+    }
+}
+
 async fn answer(party: &mut Party, message: String, turn: &mut Turn) {
     party.ticket.is_heard();
     turn.spend_answer(message.len());
@@ -167,12 +172,7 @@ async fn answer(party: &mut Party, message: String, turn: &mut Turn) {
 }
 
 /// Has a token checked, for a registration if there is a role.
-fn authenticate(
-    token: Token,
-    role: Option<Role>,
-    party: &mut Party,
-    shared: &Shared,
-) -> Stage {
+fn authenticate(token: Token, role: Option<Role>, party: &mut Party, shared: &Shared) -> Stage {
     party.ticket.shows(&token);
     let verdict = Arc::clone(&shared.authenticator).authenticate(token);
     Stage::Authenticating { verdict, since: Instant::now(), role }
@@ -182,13 +182,13 @@ fn authenticate(
 fn judged(
     mut party: Box<Party>,
     stage: Stage,
-    verdict: auth::Verdict,
+    verdict: &auth::Verdict,
     shared: &Arc<Shared>,
 ) -> (Box<Party>, Stage) {
     let Stage::Authenticating { since, role, .. } = stage else { return (party, stage) };
-    note(&verdict, since, &party, shared);
-    let mut told = told(&verdict);
-    if let auth::Verdict::Accepted(user) = &verdict
+    note(verdict, since, &party, shared);
+    let mut told = told(verdict);
+    if let auth::Verdict::Accepted(user) = verdict
         && let Err(refusal) = party.ticket.is_verified(user)
     {
         note_refusal(refusal, party.client_addr, shared);

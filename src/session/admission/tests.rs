@@ -36,7 +36,7 @@ fn is_empty(admission: &Admission) -> bool {
     (counts.connections, counts.strangers, counts.registered) == (0, 0, 0)
         && counts.networks.is_empty()
         && counts.users.is_empty()
-        && counts.crowd.len() == 0
+        && counts.crowd.count() == 0
 }
 
 #[test]
