@@ -143,7 +143,7 @@ async fn a_silent_connection_is_closed_in_time() {
     let counted = "remoteproxy_handshakes_failed_total{reason=\"silent\"} 1\n";
     until("it to be counted", async || node.telemetry().metrics.text().contains(counted)).await;
     // The end of a node does not wait for others.
-    let node = node_with(|config| config.timeouts.handshake = Duration::from_secs(60));
+    let node = node_with(|config| config.timeouts.handshake = Duration::from_mins(1));
     let mut tcp = TcpStream::connect(support::Listening::address(&node)).await.expect("TCP");
     let _endpoint = Endpoint::connect(&node).await;
     let since = Instant::now();
