@@ -100,9 +100,10 @@ async fn a_gateway_on_a_node_with_a_wrong_address_stays_registered() {
     for round in 0..3 {
         let (_endpoint, error) = try_app(c, 2, 1).await;
         assert_eq!(error, "TunnelProxyErrorInternalServerError", "{round}");
-        let (_endpoint, error) = try_gateway(c, 1).await;
-        assert_eq!(error, "TunnelProxyErrorInternalServerError", "{round}");
     }
+    // Takes a few seconds: whether the holder lives may still become known.
+    let (_endpoint, error) = try_gateway(c, 1).await;
+    assert_eq!(error, "TunnelProxyErrorInternalServerError");
     cluster.is_reported_by(&[a, c]).await;
     let mut app = app(b, 3, 1).await;
     let address = gateway.connected().await;
