@@ -79,7 +79,7 @@ async fn apps_that_read_late_get_everything_and_stop_nobody_meanwhile() {
         }
     }
     let longest = soon("all data", reading).await.expect("all is right");
-    println!("the longest pause of the app that reads was {longest:?}");
+    assert!(longest < Duration::from_secs(5), "{longest:?}");
     for (address, app) in &mut late {
         for part in 0..PIECES {
             assert!(app.exactly(PIECE).await == piece, "{address}: {part}");
@@ -139,7 +139,8 @@ async fn apps_that_take_nothing_are_closed_where_there_is_no_room_and_the_overfl
     for (address, _) in &apps {
         gateway.disconnected(*address).await;
     }
-    println!("four apps that take nothing have stopped their gateway for {:?}", began.elapsed());
+    // Most of it moves the data: the gateway waits 2 s for the first app, and 250 ms for each other.
+    assert!(began.elapsed() < Duration::from_secs(18), "{:?}", began.elapsed());
     assert!(closed(&node));
     let used = node.telemetry().metrics.text();
     let used = used.lines().find(|line| line.starts_with("remoteproxy_gateway_overflow_bytes"));
