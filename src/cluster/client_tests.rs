@@ -219,10 +219,10 @@ impl Relay {
                     carried.push(Arc::clone(&open));
                 }
                 let there = TcpStream::connect(to).await.expect("the node");
-                let (from_here, to_here) = here.into_split();
-                let (from_there, to_there) = there.into_split();
-                tokio::spawn(copy(from_here, to_there, Arc::clone(&open)));
-                tokio::spawn(copy(from_there, to_here, open));
+                let (calls, to_caller) = here.into_split();
+                let (answers, to_node) = there.into_split();
+                tokio::spawn(copy(calls, to_node, Arc::clone(&open)));
+                tokio::spawn(copy(answers, to_caller, open));
             }
         });
         relay

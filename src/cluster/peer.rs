@@ -85,7 +85,7 @@ pub(super) struct Peer {
 /// The connections to a node.
 #[derive(Default)]
 struct Slots {
-    slots: [Slot; CONNECTIONS],
+    places: [Slot; CONNECTIONS],
     /// Dials that have failed, and why the last one did.
     failures: u64,
     failure: Option<ConnectError>,
@@ -193,7 +193,7 @@ impl Peer {
 
     /// Tunnels to it.
     pub(super) fn streams(&self) -> usize {
-        self.slots().slots.iter().filter_map(|slot| slot.open.as_ref()).map(Opened::tunnels).sum()
+        self.slots().places.iter().filter_map(|slot| slot.open.as_ref()).map(Opened::tunnels).sum()
     }
 
     /// Connections to it.
@@ -255,11 +255,11 @@ impl Peer {
             && !has_room
             && let Some(number) = all.to_dial(best.is_some())
         {
-            all.slots[number].is_dialing = true;
+            all.places[number].is_dialing = true;
             self.dial(number);
         }
         // One that has failed before is not waited for if there is another one.
-        let is_dialing = !has_room && all.slots.iter().any(|it| it.is_dialing && it.failures == 0);
+        let is_dialing = !has_room && all.places.iter().any(|it| it.is_dialing && it.failures == 0);
         let (failures, failure) = (all.failures, all.failure.clone());
         Offered { best, is_dialing, failures, failure }
     }
@@ -306,27 +306,27 @@ impl Peer {
 impl Slots {
     /// The open connection to use. Forgets those that have ended.
     fn best(&mut self) -> Option<Opened> {
-        for slot in &mut self.slots {
+        for slot in &mut self.places {
             slot.open = slot.open.take().filter(Opened::is_open);
         }
-        let open = self.slots.iter().filter_map(|slot| slot.open.as_ref());
+        let open = self.places.iter().filter_map(|slot| slot.open.as_ref());
         open.min_by_key(|open| (!open.is_sound(), open.tunnels())).cloned()
     }
 
     /// The number of a place to dial for. If another connection is open, one after the other and
     /// not too often; if none is, at once, but still one after the other.
     fn to_dial(&self, is_open: bool) -> Option<usize> {
-        if self.slots.iter().any(|slot| slot.is_dialing) {
+        if self.places.iter().any(|slot| slot.is_dialing) {
             return None;
         }
         let now = Instant::now();
         let may = |slot: &Slot| !is_open || slot.not_before.is_none_or(|time| time <= now);
-        self.slots.iter().position(|slot| slot.open.is_none() && may(slot))
+        self.places.iter().position(|slot| slot.open.is_none() && may(slot))
     }
 
     /// Notes what came of a dial.
     fn has_dialed(&mut self, number: usize, opened: Result<Opened, ConnectError>) {
-        let slot = &mut self.slots[number];
+        let slot = &mut self.places[number];
         slot.is_dialing = false;
         match opened {
             Ok(opened) => {

@@ -12,7 +12,7 @@ use futures_util::task::AtomicWaker;
 /// Bytes in several pieces.
 #[derive(Debug, Default)]
 pub(super) struct Pieces {
-    pieces: VecDeque<Bytes>,
+    parts: VecDeque<Bytes>,
     bytes: usize,
     /// Where they are counted as long as they live.
     unsent: Option<Unsent>,
@@ -66,7 +66,7 @@ impl Pieces {
     pub(super) fn push(&mut self, piece: Bytes) {
         if !piece.is_empty() {
             self.bytes += piece.len();
-            self.pieces.push_back(piece);
+            self.parts.push_back(piece);
         }
     }
 }
@@ -77,24 +77,24 @@ impl Buf for Pieces {
     }
 
     fn chunk(&self) -> &[u8] {
-        self.pieces.front().map_or(&[], |piece| piece)
+        self.parts.front().map_or(&[], |piece| piece)
     }
 
     fn advance(&mut self, mut count: usize) {
         assert!(count <= self.bytes, "there are no {count} bytes");
         self.bytes -= count;
-        while let Some(piece) = self.pieces.front_mut() {
+        while let Some(piece) = self.parts.front_mut() {
             if count < piece.len() {
                 piece.advance(count);
                 return;
             }
             count -= piece.len();
-            self.pieces.pop_front();
+            self.parts.pop_front();
         }
     }
 
     fn chunks_vectored<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
-        let both = slices.iter_mut().zip(&self.pieces);
+        let both = slices.iter_mut().zip(&self.parts);
         both.map(|(slice, piece)| *slice = IoSlice::new(piece)).count()
     }
 }
@@ -119,6 +119,6 @@ mod tests {
         pieces.advance(3);
         assert_eq!((pieces.remaining(), pieces.chunk()), (2, b"e".as_slice()));
         pieces.advance(2);
-        assert!(!pieces.has_remaining() && pieces.pieces.is_empty());
+        assert!(!pieces.has_remaining() && pieces.parts.is_empty());
     }
 }

@@ -6,6 +6,7 @@ mod operators;
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
@@ -216,9 +217,7 @@ impl Prepared {
             (patience, &config.proxies),
         )?;
         let admin = listen_for_operators(&config.admin)?;
-        let monitor_socket = config.monitor.socket.as_deref();
-        let monitor_socket =
-            monitor_socket.map(|path| UnixSocket::bind(path, "monitor.socket")).transpose()?;
+        let monitor_socket = listen_for_monitors(config.monitor.socket.as_deref())?;
         let lifecycle = Lifecycle::default();
         let id = NodeId::started(&config.node.name);
         let name: Arc<str> = config.node.name.as_str().into();
@@ -311,6 +310,11 @@ impl Prepared {
         }
         Ok(node)
     }
+}
+
+/// Listens for monitors, if they are answered.
+fn listen_for_monitors(path: Option<&Path>) -> Result<Option<UnixSocket>, StartError> {
+    Ok(path.map(|path| UnixSocket::bind(path, "monitor.socket")).transpose()?)
 }
 
 /// Fewer connections than are wanted, if there are not enough file descriptors for them: a limit that
