@@ -28,8 +28,9 @@ pub use self::gauges::{ConnectionGauge, StreamGauge};
 use self::instruments::Instruments;
 use self::labels::PeerNames;
 pub use self::labels::{Stage, Step};
+use super::invariants::{Level, Reported};
 use super::tunnels::Kind;
-use super::{Gateways, Series, Tunnels};
+use super::{Gateways, Invariant, Series, Tunnels};
 use crate::printable::Printable;
 
 /// A name that another node gave itself.
@@ -47,6 +48,16 @@ pub struct Metrics {
     meter: Meter,
     instruments: Instruments,
     peers: Arc<PeerNames>,
+    levels: Levels,
+    pub(super) reported: Reported,
+}
+
+/// What the gauges that go up and down show.
+#[derive(Default)]
+struct Levels {
+    connections: Level,
+    tunnels: Level,
+    streams_in: Level,
 }
 
 impl fmt::Debug for Metrics {
@@ -84,7 +95,13 @@ impl Metrics {
             .with_callback(move |observer| observer.observe(1, &build))
             .build();
         let instruments = Instruments::new(&meter);
-        Arc::new(Self { registry, provider, meter, instruments, peers: Arc::default() })
+        for invariant in Invariant::ALL {
+            // The first violation is an increase, and no new series.
+            instruments.violations.add(0, &[KeyValue::new("invariant", invariant.label())]);
+        }
+        let (levels, reported) = (Levels::default(), Reported::default());
+        let peers = Arc::default();
+        Arc::new(Self { registry, provider, meter, instruments, peers, levels, reported })
     }
 
     /// Counts nothing.
@@ -206,10 +223,15 @@ impl Metrics {
         self.instruments.spans_exported.add(count as u64, &[KeyValue::new("outcome", outcome)]);
     }
 
+    pub(super) fn count_violation(&self, invariant: Invariant) {
+        let label = KeyValue::new("invariant", invariant.label());
+        self.instruments.violations.add(1, &[label]);
+    }
+
     pub(super) fn tunnel(self: &Arc<Self>, kind: Kind, generation: &'static str) -> TunnelGauge {
         let gauge = TunnelGauge { metrics: Arc::clone(self), kind, generation };
         self.instruments.tunnels_established.add(1, &gauge.labels());
-        self.instruments.tunnels.add(1, &gauge.labels());
+        gauge.count(1);
         gauge
     }
 

@@ -5,6 +5,7 @@
 //! payload; names, UUIDs and addresses are in traces and in the list of tunnels, never in metrics.
 
 mod gateways;
+mod invariants;
 mod journal;
 mod log;
 pub mod metrics;
@@ -19,6 +20,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 pub use self::gateways::{AppRecord, Bytes, GatewayGuard, GatewayRecord, Gateways};
+pub use self::invariants::Invariant;
 pub use self::journal::{Event, EventKind, Journal};
 pub use self::log::LogControl;
 pub use self::metrics::Metrics;

@@ -219,5 +219,7 @@ fn network_of(ip: IpAddr) -> IpAddr {
 }
 
 #[cfg(test)]
+pub(super) use tests::logged;
+#[cfg(test)]
 #[path = "recurring_tests.rs"]
 mod tests;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::*;
 
 /// The lines that something logs.
-fn logged(what: impl FnOnce()) -> Vec<String> {
+pub(in crate::observability) fn logged(what: impl FnOnce()) -> Vec<String> {
     #[derive(Clone, Default)]
     struct Written(Arc<Mutex<Vec<u8>>>);
     impl io::Write for Written {

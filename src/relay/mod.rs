@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
+pub use self::pump::Breach;
 use self::pump::{Pump, Stop};
 use crate::observability::{Meter, Traffic};
 use crate::protocol::Close;
@@ -55,11 +56,21 @@ impl Ended {
     pub fn has_lost(&self, side: Side) -> bool {
         matches!(&self.cause, Cause::Left(it, End::Lost(_)) if *it == side)
     }
+
+    /// Whether it ended because a direction has moved what it had not accepted, or not moved what it
+    /// had. This is a fault of the node.
+    pub fn breach(&self) -> Option<Breach> {
+        match self.cause {
+            Cause::Broken(breach) => Some(breach),
+            Cause::Left(..) | Cause::Stopped(_) => None,
+        }
+    }
 }
 
 enum Cause {
     Left(Side, End),
     Stopped(Close),
+    Broken(Breach),
 }
 
 /// Relays until one leg ends or `stop` says that the tunnel must, and keeps the `meter` up to date.
@@ -91,6 +102,7 @@ pub async fn finish<'a>(
     let Ended { cause, finished_first, mut forth, mut back } = ended;
     let (ended_by, reason) = match &cause {
         Cause::Stopped(close) => (None, *close),
+        Cause::Broken(_) => (None, Close::Fault),
         Cause::Left(side, End::Left | End::Finished) => {
             (finished_first.or(Some(*side)), Close::OtherLeft)
         }
@@ -102,6 +114,15 @@ pub async fn finish<'a>(
             tokio::join!(
                 deliver_and_close(&mut back, first, close, patience),
                 deliver_and_close(&mut forth, second, close, patience),
+            );
+        }
+        Cause::Broken(_) => {
+            // What would still be delivered may be anything.
+            forth.abandon();
+            back.abandon();
+            tokio::join!(
+                close_leg(first, Some(Close::Fault), patience),
+                close_leg(second, Some(Close::Fault), patience),
             );
         }
         Cause::Left(side, end) => {
@@ -155,6 +176,9 @@ async fn pump_both(
                 Side::Second => back.poll(cx, second, first),
             };
             meter.set(forth.traffic(), back.traffic());
+            if let Err(breach) = forth.check().and_then(|()| back.check()) {
+                return Poll::Ready(Cause::Broken(breach));
+            }
             match stop {
                 Poll::Pending => {}
                 Poll::Ready(Stop::Source(end)) => return Poll::Ready(Cause::Left(source, end)),
@@ -266,3 +290,7 @@ pub async fn close_leg(leg: &mut dyn Leg, close: Option<Close>, patience: Durati
     let _in_time = timeout(patience, goodbye).await;
     let _in_time = timeout(patience, poll_fn(|cx| leg.poll_shutdown(cx))).await;
 }
+
+#[cfg(test)]
+#[path = "breach_tests.rs"]
+mod tests;

@@ -1,5 +1,6 @@
 //! One direction of a tunnel: takes a chunk from one leg when the other has room for it.
 
+use std::fmt;
 use std::task::{Context, Poll, ready};
 
 use crate::observability::Traffic;
@@ -55,9 +56,48 @@ pub(super) struct Pump {
     broken: bool,
     course: Course,
     traffic: Traffic,
+    /// Bytes that came from the source.
+    accepted: u64,
+}
+
+/// What a direction has moved is not what it has accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Breach {
+    accepted: u64,
+    delivered: u64,
+    held: u64,
+}
+
+impl fmt::Display for Breach {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { accepted, delivered, held } = self;
+        write!(f, "{accepted} bytes accepted, {delivered} delivered, {held} held")
+    }
 }
 
 impl Pump {
+    /// All that was accepted must have been delivered, or be held. As there is one chunk at a time,
+    /// this also says that one was not put in the place of another.
+    pub(super) fn check(&self) -> Result<(), Breach> {
+        let held = self.held.as_ref().map_or(0, |chunk| chunk.data.len() as u64);
+        let Self { accepted, traffic: Traffic { bytes: delivered, .. }, .. } = *self;
+        if accepted == delivered + held {
+            return Ok(());
+        }
+        Err(Breach { accepted, delivered, held })
+    }
+
+    /// One that believes to have accepted so much already.
+    #[cfg(test)]
+    pub(super) fn with_accepted(accepted: u64) -> Self {
+        Self { accepted, ..Self::default() }
+    }
+
+    /// Delivers nothing more: it cannot be relied on.
+    pub(super) fn abandon(&mut self) {
+        (self.held, self.broken) = (None, true);
+    }
+
     pub(super) fn traffic(&self) -> Traffic {
         self.traffic
     }
@@ -92,6 +132,7 @@ impl Pump {
             match source.poll_recv(cx) {
                 Poll::Ready(Ok(chunk)) => {
                     turn.spend(chunk.data.len());
+                    self.accepted += chunk.data.len() as u64;
                     (self.held, self.is_settled) = (Some(chunk), false);
                 }
                 Poll::Ready(Err(End::Finished)) => {

@@ -41,8 +41,8 @@ use crate::ids::{ClientAddr, ConnectionId, OfferId};
 use crate::lifecycle::Lifecycle;
 use crate::observability::metrics::{ConnectionGauge, Stage, Step};
 use crate::observability::trace::{ConnectionTrace, Setup};
-use crate::observability::{Occurrence, Severity, Telemetry};
-use crate::protocol::{Endpoint, Rules, ServerInfo};
+use crate::observability::{Invariant, Occurrence, Severity, Telemetry};
+use crate::protocol::{Close, Endpoint, Rules, ServerInfo};
 use crate::rendezvous::{Directory, Load, Offer, OfferState, Rendezvous, Secret};
 use crate::transport::{AcceptError, Accepted, Leg, Refusal, Socket, Transport};
 
@@ -341,10 +341,35 @@ struct Entry {
     offer: Offer,
     setup: Setup,
     shared: Arc<Shared>,
+    /// It has a tunnel, the only one of its key here.
+    is_established: bool,
+}
+
+impl Entry {
+    /// Its tunnel begins, unless there is one of its key already.
+    fn establish(&mut self) -> Result<(), Close> {
+        if let Err(other) = self.shared.registry.establish(&self.offer) {
+            self.shared.telemetry.metrics.violated(
+                Invariant::TwoLegsPerKey,
+                format_args!("tunnel {} has the key of tunnel {other}, and ends", self.offer.id),
+            );
+            return Err(Close::Fault);
+        }
+        self.is_established = true;
+        Ok(())
+    }
 }
 
 impl Drop for Entry {
     fn drop(&mut self) {
+        if self.is_established
+            && let Err(other) = self.shared.registry.disestablish(&self.offer)
+        {
+            self.shared.telemetry.metrics.violated(
+                Invariant::ReleasedByOwner,
+                format_args!("the entry of tunnel {} was that of {other:?}", self.offer.id),
+            );
+        }
         self.shared.registry.withdraw(self.offer.id);
         self.shared.rendezvous.release(self.offer.key, self.offer.id);
     }
@@ -437,3 +462,7 @@ pub fn longest_goodbye(timeouts: &Timeouts) -> Duration {
     // A goodbye, and the end of the connection below it.
     timeouts.close * 2
 }
+
+#[cfg(test)]
+#[path = "entry_tests.rs"]
+mod entry_tests;

@@ -255,7 +255,7 @@ fn offer(key: PairingKey, party: &Party, shared: &Arc<Shared>) -> Stage {
     let setup = Setup::new(&shared.telemetry.tracer, party.trace.place());
     let offer = Offer::new(key, setup.place());
     let partner = shared.registry.register(offer);
-    let entry = Box::new(Entry { offer, setup, shared: Arc::clone(shared) });
+    let entry = Box::new(Entry { offer, setup, shared: Arc::clone(shared), is_established: false });
     put_up(entry, partner, shared)
 }
 

@@ -2,6 +2,7 @@
 //! paired cannot any more.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry as Slot;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
@@ -9,6 +10,7 @@ use tokio::sync::oneshot;
 use super::Party;
 use crate::cluster::Incoming;
 use crate::ids::OfferId;
+use crate::protocol::PairingKey;
 use crate::rendezvous::{Offer, OfferState, Secret};
 
 /// The other end of a tunnel, as it is handed to the session that waits for it.
@@ -40,6 +42,9 @@ enum State {
 pub(super) struct Registry {
     /// A tree, as it shrinks when many have left.
     offers: Mutex<BTreeMap<OfferId, State>>,
+    /// The offers of this node that have a tunnel, by their keys. The tunnels of endpoints that came
+    /// to another node's offer are not here: that node may give their key away before they end.
+    established: Mutex<BTreeMap<PairingKey, OfferId>>,
 }
 
 impl Registry {
@@ -97,6 +102,33 @@ impl Registry {
     /// Forgets an offer. False if it had been given a partner.
     pub(super) fn withdraw(&self, offer: OfferId) -> bool {
         !matches!(self.offers().remove(&offer), Some(State::Paired))
+    }
+
+    /// The tunnel of an offer begins. An error if there is another one with its key.
+    pub(super) fn establish(&self, offer: &Offer) -> Result<(), OfferId> {
+        match self.established().entry(offer.key) {
+            Slot::Occupied(slot) => Err(*slot.get()),
+            Slot::Vacant(slot) => {
+                slot.insert(offer.id);
+                Ok(())
+            }
+        }
+    }
+
+    /// The tunnel of an offer ends. An error if its key is another one's, or nobody's.
+    pub(super) fn disestablish(&self, offer: &Offer) -> Result<(), Option<OfferId>> {
+        match self.established().entry(offer.key) {
+            Slot::Occupied(slot) if *slot.get() == offer.id => {
+                slot.remove();
+                Ok(())
+            }
+            Slot::Occupied(slot) => Err(Some(*slot.get())),
+            Slot::Vacant(_) => Err(None),
+        }
+    }
+
+    fn established(&self) -> MutexGuard<'_, BTreeMap<PairingKey, OfferId>> {
+        self.established.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn offers(&self) -> MutexGuard<'_, BTreeMap<OfferId, State>> {

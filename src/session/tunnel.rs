@@ -24,7 +24,8 @@ use crate::ids::OfferId;
 use crate::observability::metrics::{Stage, Step};
 use crate::observability::trace::Ended;
 use crate::observability::{
-    Endpoint, EventKind, Kind, Occurrence, Telemetry, TunnelFacts, TunnelGuard, TunnelRecord,
+    Endpoint, EventKind, Invariant, Kind, Occurrence, Telemetry, TunnelFacts, TunnelGuard,
+    TunnelRecord,
 };
 use crate::protocol::{Action, Close, PairingKey, Profile};
 use crate::relay::{self, Report, Side, close_leg};
@@ -48,7 +49,7 @@ pub(super) async fn of_the_waiting(
 async fn local(
     mut first: Box<Party>,
     mut second: Box<Party>,
-    entry: Box<Entry>,
+    mut entry: Box<Entry>,
     shared: &Arc<Shared>,
 ) {
     let Some(profile) = profile_of(&first) else { return };
@@ -59,10 +60,12 @@ async fn local(
         tracer.asked(setup, second.trace.place(), asked);
     }
     let since = Instant::now();
-    let told = match introduce(&mut first, &profile_of_second, shared).await {
-        Ok(()) => introduce(&mut second, &profile, shared).await,
-        refused => refused,
+    let told = async {
+        entry.establish()?;
+        introduce(&mut first, &profile_of_second, shared).await?;
+        introduce(&mut second, &profile, shared).await
     };
+    let told = told.await;
     tracer.introduced(setup, since);
     let outcome = told.map(|()| Kind::Local).map_err(Close::class);
     entry.setup.ends(id, second.trace.place(), outcome);
@@ -94,7 +97,7 @@ async fn local(
 async fn to_there(
     mut first: Box<Party>,
     bridge: Box<Incoming>,
-    entry: Box<Entry>,
+    mut entry: Box<Entry>,
     shared: &Arc<Shared>,
 ) {
     let Some(profile) = profile_of(&first) else { return };
@@ -102,7 +105,11 @@ async fn to_there(
     let Incoming { profile: profile_of_second, node, attaching, answer, .. } = *bridge;
     let tracer = &shared.telemetry.tracer;
     let since = Instant::now();
-    let told = introduce(&mut first, &profile_of_second, shared).await;
+    let told = async {
+        entry.establish()?;
+        introduce(&mut first, &profile_of_second, shared).await
+    };
+    let told = told.await;
     tracer.introduced(setup, since);
     attaching.ends(tracer, told.err().map(Close::class));
     let outcome = told.map(|()| Kind::Bridged).map_err(Close::class);
@@ -123,7 +130,8 @@ async fn to_there(
         Err(close) => {
             drop(entry);
             first.trace.ends(Ended::Closed(close));
-            answer.refuse(Refusal::Loop);
+            let is_loop = close == Close::Loop;
+            answer.refuse(if is_loop { Refusal::Loop } else { Refusal::Taken });
             let span = first.origin.span();
             refuse(id, close, &mut *first.leg, None, shared).instrument(span).await;
         }
@@ -298,6 +306,11 @@ pub(super) async fn run(
         });
         relay::flow(first, second, &record.meter, stop.as_mut(), patience).await
     };
+    if let Some(breach) = ended.breach() {
+        let id = record.facts.id;
+        let metrics = &shared.telemetry.metrics;
+        metrics.violated(Invariant::DeliveredAsAccepted, format_args!("tunnel {id}: {breach}"));
+    }
     // The key is free before the goodbyes are said: an endpoint may come back at once.
     match held {
         Held::ByUs(entry) => drop(entry),

@@ -25,12 +25,15 @@ impl ConnectionGauge {
         }
     }
 
-    pub(super) fn count(&self, change: i64) {
+    pub(in crate::observability) fn count(&self, change: i64) {
         let labels = [
             KeyValue::new("transport", self.transport),
             KeyValue::new("stage", self.stage.label()),
         ];
-        self.metrics.instruments.connections.add(change, &labels);
+        let Metrics { instruments, levels, .. } = &*self.metrics;
+        if self.metrics.change(&levels.connections, change, "connections") {
+            instruments.connections.add(change, &labels);
+        }
     }
 }
 
@@ -52,6 +55,13 @@ impl TunnelGauge {
         [KeyValue::new("kind", self.kind.label()), KeyValue::new("generation", self.generation)]
     }
 
+    pub(super) fn count(&self, change: i64) {
+        let Metrics { instruments, levels, .. } = &*self.metrics;
+        if self.metrics.change(&levels.tunnels, change, "tunnels") {
+            instruments.tunnels.add(change, &self.labels());
+        }
+    }
+
     pub(in crate::observability) fn ended(&self, reason: &'static str, stood: Duration) {
         let kind = KeyValue::new("kind", self.kind.label());
         self.metrics
@@ -64,7 +74,7 @@ impl TunnelGauge {
 
 impl Drop for TunnelGauge {
     fn drop(&mut self) {
-        self.metrics.instruments.tunnels.add(-1, &self.labels());
+        self.count(-1);
     }
 }
 
@@ -77,7 +87,10 @@ pub struct StreamGauge {
 impl StreamGauge {
     pub(super) fn count(&self, change: i64) {
         let label = KeyValue::new("peer", String::from(&*self.peer));
-        self.metrics.instruments.bridge_streams_in.add(change, &[label]);
+        let Metrics { instruments, levels, .. } = &*self.metrics;
+        if self.metrics.change(&levels.streams_in, change, "tunnels of other nodes") {
+            instruments.bridge_streams_in.add(change, &[label]);
+        }
     }
 }
 

@@ -38,6 +38,7 @@ pub(super) struct Instruments {
     pub(super) loop_lag: Histogram<f64>,
     pub(super) spans_recorded: Counter<u64>,
     pub(super) spans_exported: Counter<u64>,
+    pub(super) violations: Counter<u64>,
 }
 
 impl Instruments {
@@ -136,6 +137,10 @@ impl Instruments {
             spans_exported: count(
                 "remoteproxy.spans.exported",
                 "Spans sent to the collector, by what came of it",
+            ),
+            violations: count(
+                "remoteproxy.invariants.violated",
+                "Faults of the program that it noticed itself, each of which ends one tunnel at most",
             ),
         }
     }

@@ -1,0 +1,68 @@
+//! The entry of a tunnel belongs to the endpoint that waited, and to nobody else.
+
+use super::*;
+use crate::auth::AcceptAny;
+use crate::config::Config;
+use crate::ids::NodeId;
+use crate::observability::Series;
+use crate::protocol::{PairingKey, Token};
+use crate::rendezvous::MemoryRendezvous;
+
+fn shared() -> Arc<Shared> {
+    let (config, memory) = (Config::default(), Arc::<MemoryRendezvous>::default());
+    let node = NodeId::started("node");
+    let telemetry = Telemetry::start(&config.telemetry, &node, "node").expect("telemetry");
+    let server = ServerInfo { name: "node".into(), version: "1".into() };
+    Arc::new(Shared::new(
+        Arc::new(AcceptAny),
+        (Arc::clone(&memory) as _, memory),
+        None,
+        server,
+        (Lifecycle::default(), telemetry),
+        (config.timeouts, config.limits, config.tunnel_proxy),
+    ))
+}
+
+fn entry(shared: &Arc<Shared>) -> Entry {
+    let offer = Offer::new(PairingKey::new(&Token::new("t"), None), None);
+    let setup = Setup::new(&shared.telemetry.tracer, None);
+    Entry { offer, setup, shared: Arc::clone(shared), is_established: false }
+}
+
+fn violations(shared: &Shared, invariant: Invariant) -> u64 {
+    let series = shared.telemetry.metrics.series();
+    let sums = Series::sums(&series, "remoteproxy_invariants_violated_total", "invariant");
+    sums[invariant.label()]
+}
+
+#[test]
+fn a_key_has_one_tunnel_until_its_entry_is_released() {
+    let shared = shared();
+    let (mut first, mut second) = (entry(&shared), entry(&shared));
+    assert_eq!(first.establish(), Ok(()));
+    assert_eq!(second.establish(), Err(Close::Fault));
+    assert_eq!(violations(&shared, Invariant::TwoLegsPerKey), 1);
+    drop(second);
+    let mut third = entry(&shared);
+    assert_eq!(third.establish(), Err(Close::Fault), "the first one still stands");
+    drop(first);
+    assert_eq!(third.establish(), Ok(()));
+    drop(third);
+    assert_eq!(violations(&shared, Invariant::ReleasedByOwner), 0);
+}
+
+#[test]
+fn an_entry_that_another_has_released_is_a_violation() {
+    let shared = shared();
+    let mut first = entry(&shared);
+    assert_eq!(first.establish(), Ok(()));
+    // A fault: it is released without its owner, and another tunnel begins.
+    assert_eq!(shared.registry.disestablish(&first.offer), Ok(()));
+    let mut second = entry(&shared);
+    assert_eq!(second.establish(), Ok(()));
+    drop(first);
+    assert_eq!(violations(&shared, Invariant::ReleasedByOwner), 1);
+    // The one that is not concerned keeps its key.
+    drop(second);
+    assert_eq!(violations(&shared, Invariant::ReleasedByOwner), 1);
+}
