@@ -3,10 +3,12 @@
 
 mod support;
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use futures_util::future::BoxFuture;
 use futures_util::{SinkExt, StreamExt};
+use nymea_remoteproxy::accept::{self, LastDescriptors, Listening, Manners, Owner, Room};
 use nymea_remoteproxy::auth::AcceptAny;
 use nymea_remoteproxy::config::{Config, Proxies};
 use nymea_remoteproxy::ids::{NodeId, OfferId};
@@ -15,8 +17,8 @@ use nymea_remoteproxy::observability::{Series, Telemetry};
 use nymea_remoteproxy::protocol::{PairingKey, ServerInfo};
 use nymea_remoteproxy::rendezvous::{Answer, MemoryRendezvous, Offer, Rendezvous};
 use nymea_remoteproxy::session::{Listener, Shared, serve};
+use nymea_remoteproxy::transport::Patience;
 use nymea_remoteproxy::transport::websocket::WebSocketTransport;
-use nymea_remoteproxy::transport::{Patience, Socket};
 use support::redis::until;
 use support::soon;
 use tokio::net::{TcpListener, TcpStream};
@@ -58,11 +60,19 @@ impl Rendezvous for Forgetful {
     fn epoch(&self) -> watch::Receiver<u64> {
         self.memory().epoch()
     }
+
+    fn lost(&self, offer: Offer, epoch: watch::Receiver<u64>) -> BoxFuture<'static, ()> {
+        self.memory().lost(offer, epoch)
+    }
+
+    fn has(&self, offer: OfferId) -> bool {
+        self.memory().has(offer)
+    }
 }
 
 /// The sessions of a node, on WebSockets without TLS.
 struct Sessions {
-    listener: Arc<Listener>,
+    address: SocketAddr,
     shared: Arc<Shared>,
     rendezvous: Arc<Forgetful>,
 }
@@ -70,34 +80,42 @@ struct Sessions {
 type Client = WebSocketStream<TcpStream>;
 
 impl Sessions {
-    fn start() -> Self {
+    async fn start() -> Self {
         let (config, rendezvous) = (Config::default(), Arc::<Forgetful>::default());
         let patience =
             Patience { ping_interval: config.keepalive.interval, stalled: config.timeouts.stalled };
         let node = NodeId::started("node");
         let telemetry = Telemetry::start(&config.telemetry, &node, "node").expect("telemetry");
-        let shared = Shared::new(
+        let shared = Arc::new(Shared::new(
             Arc::new(AcceptAny),
             (Arc::clone(&rendezvous) as _, Arc::<MemoryRendezvous>::default()),
             None,
             ServerInfo { name: "node".into(), version: "1".into() },
             (Lifecycle::default(), telemetry),
             (config.timeouts, config.limits, config.tunnel_proxy),
-        );
+        ));
+        let listening = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listening.local_addr().expect("bound");
+        let manners = Manners {
+            who: "clients",
+            room: Room::new(100, 100),
+            first_byte: support::DEADLINE,
+            last_descriptors: LastDescriptors::Taken,
+        };
         let transport = WebSocketTransport::new(None, patience, Proxies::default());
         let listener = Arc::new(Listener { transport, is_local: true });
-        Self { listener, shared: Arc::new(shared), rendezvous }
+        let sessions = Arc::clone(&shared);
+        let handle = move |guest| serve(guest, Arc::clone(&listener), Arc::clone(&sessions));
+        let owner = Owner::Node(shared.lifecycle.clone());
+        let listening = Listening::Tcp(listening);
+        shared.lifecycle.spawn(accept::serve(listening, manners, owner, handle));
+        Self { address, shared, rendezvous }
     }
 
     /// An endpoint that waits for its partner.
     async fn endpoint(&self, token: &str) -> Client {
-        let listening = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = listening.local_addr().expect("bound");
-        let (client, accepted) = tokio::join!(TcpStream::connect(address), listening.accept());
-        let (tcp, peer) = accepted.expect("accepted");
-        let (listener, shared) = (Arc::clone(&self.listener), Arc::clone(&self.shared));
-        tokio::spawn(serve(Socket::Tcp(tcp), peer.into(), listener, shared));
-        let upgrade = tokio_tungstenite::client_async("ws://localhost/", client.expect("TCP"));
+        let tcp = TcpStream::connect(self.address).await.expect("TCP");
+        let upgrade = tokio_tungstenite::client_async("ws://localhost/", tcp);
         let (mut client, _) = soon("the upgrade", upgrade).await.expect("upgraded");
         let request = format!(
             r#"{{"id":0,"method":"Authentication.Authenticate","params":{{"token":"{token}"}}}}"#
@@ -136,7 +154,7 @@ async fn established(clients: [&mut Client; 2]) {
 
 #[tokio::test]
 async fn a_second_tunnel_of_a_key_ends_as_a_fault_and_the_first_goes_on() {
-    let sessions = Sessions::start();
+    let sessions = Sessions::start().await;
     let (mut first, mut second) = (sessions.endpoint("t").await, sessions.endpoint("t").await);
     established([&mut first, &mut second]).await;
     assert_eq!(sessions.violations(), []);
@@ -155,7 +173,7 @@ async fn a_second_tunnel_of_a_key_ends_as_a_fault_and_the_first_goes_on() {
 
 #[tokio::test]
 async fn a_key_that_is_free_again_is_no_violation() {
-    let sessions = Sessions::start();
+    let sessions = Sessions::start().await;
     for _ in 0..20 {
         let (mut first, mut second) = (sessions.endpoint("t").await, sessions.endpoint("t").await);
         established([&mut first, &mut second]).await;

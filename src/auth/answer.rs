@@ -121,7 +121,7 @@ mod tests {
             r#"{"isValid":true,"isValid":false}"#,
             r#"{"isValid":true,"isValid":true}"#,
             r#"{"isValid":false,"\u0069sValid":true}"#,
-            r#"{'isValid':true}"#,
+            r"{'isValid':true}",
             "\u{feff}{\"isValid\":true}",
         ];
         for body in nonsense {
