@@ -1,7 +1,7 @@
 //! Apps that attach to a gateway, exchange data with it, and attach again.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nymea_remoteproxy::client::{App, Connector};
@@ -24,12 +24,17 @@ use crate::world::World;
 /// How long an answer to a registration may take.
 const ANSWER: Duration = Duration::from_secs(15);
 
+/// How late a try may reach a gateway.
+const LATE: Duration = Duration::from_secs(20);
+
 /// An app of a gateway.
 pub(crate) struct AppState {
     gateway: usize,
     number: usize,
     /// How often it has tried to attach.
     tries: Arc<AtomicU64>,
+    /// When and on which node a try failed last.
+    failed: Mutex<Option<(Instant, usize)>>,
     pub(crate) meeting: Meeting,
 }
 
@@ -41,12 +46,24 @@ impl AppState {
             gateway,
             number,
             tries: Arc::default(),
+            failed: Mutex::default(),
             meeting: meeting.slower(gateway::slack(gateway)),
         }
     }
 
     pub(super) fn name(&self) -> String {
         format!("app {} of gateway {}", self.number, self.gateway)
+    }
+
+    /// Whether a try of before may have reached the gateway after this one, over a link that was
+    /// blocked. The gateway's node still believes the one that arrives last.
+    fn is_behind_a_late_try(&self, world: &World, attached: Instant, gateway: usize) -> bool {
+        let failed = *self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        failed.is_some_and(|(at, node)| {
+            at + LATE > attached
+                && !world
+                    .is_quiet(LATE, |fault| fault.kind.harm(fault.target).reaches(node, gateway))
+        })
     }
 
     fn uuid(&self) -> Uuid {
@@ -103,6 +120,8 @@ pub(super) async fn run(world: Arc<World>, app: Arc<AppState>) {
                 }
             }
             Err(reason) => {
+                *app.failed.lock().unwrap_or_else(PoisonError::into_inner) =
+                    Some((Instant::now(), node));
                 world.statistics.count(format!("apps: not attached: {reason}"));
                 world.journal.detail(format_args!("{} on {one_try}: {reason}", app.name()));
                 backoff.pause(&world, &mut random).await;
@@ -206,7 +225,9 @@ async fn converse(
                 checker.received()
             );
             world.journal.detail(&seen);
-            if !excused {
+            if !excused && app.is_behind_a_late_try(world, attached, before) {
+                world.statistics.count("apps: ended by an earlier try of theirs that was late");
+            } else if !excused {
                 world.journal.violation("app", seen);
             }
         }
