@@ -75,9 +75,12 @@ async fn read_request(stream: &mut (impl AsyncRead + Unpin)) -> Option<String> {
     question["token"].as_str().map(str::to_owned)
 }
 
+/// The bytes of each answer, and how the connection ends after it.
+type Answers = Mutex<Vec<(Vec<u8>, End)>>;
+
 /// A server that answers by the token, and who asks it.
 struct Server {
-    answers: Arc<Mutex<Vec<(Vec<u8>, End)>>>,
+    answers: Arc<Answers>,
     patient: Arc<HttpAuthenticator>,
     hurried: Arc<HttpAuthenticator>,
 }
@@ -85,7 +88,7 @@ struct Server {
 impl Server {
     async fn start() -> Self {
         let (listener, address) = listen().await;
-        let answers = Arc::<Mutex<Vec<(Vec<u8>, End)>>>::default();
+        let answers = Arc::<Answers>::default();
         let given = Arc::clone(&answers);
         tokio::spawn(async move {
             while let Ok((mut tcp, _)) = listener.accept().await {

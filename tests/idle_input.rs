@@ -45,7 +45,7 @@ async fn messages_without_a_request_end_a_connection() {
         let allowed = LIMIT / text.len().max(1);
         flood(&mut endpoint, &Message::text(text), allowed).await;
         endpoint.send(Message::text(HELLO)).await;
-        assert_eq!(endpoint.json().await["id"], 1, "{} blanks are not too much", allowed);
+        assert_eq!(endpoint.json().await["id"], 1, "{allowed} blanks are not too much");
         flood(&mut endpoint, &Message::text(text), allowed + 1).await;
         endpoint.closed_with(1009).await;
     }

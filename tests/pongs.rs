@@ -65,7 +65,7 @@ impl Client {
     /// Sends a text message, and gives the answer.
     async fn ask(&mut self, request: &str) -> String {
         let length = u16::try_from(request.len()).expect("short").to_be_bytes();
-        let header = [&[0x81, 0x80 | 126], &length[..], &[0; 4]].concat();
+        let header = [&[0x81, 0x80 | 0x7e], &length[..], &[0; 4]].concat();
         self.send(&[&header, request.as_bytes()].concat()).await;
         self.text().await
     }
@@ -153,7 +153,7 @@ async fn flooded_endpoint(near: &Node, far: &Node, scheme: &str) -> Duration {
     let mut message = vec![0x82, 0x80 | 127];
     message.extend(60_000_u64.to_be_bytes());
     message.extend([0; 4]);
-    message.extend([7; 60_000]);
+    message.extend(vec![7; 60_000]);
     tokio::select! {
         time = slow.time_of_pong() => time,
         () = async { loop { partner.send(&message).await } } => unreachable!("it goes on"),

@@ -226,18 +226,15 @@ impl Prepared {
         let sessions: Arc<OnceLock<Weak<Shared>>> = Arc::default();
         let cluster = if config.redis.is_given() {
             let (bridge, address) = listen_on(config.bridge.listen, "bridge.listen")?;
-            let rendezvous = RedisRendezvous::start(
-                &config.redis,
-                NodeFacts {
-                    id: id.clone(),
-                    name: config.node.name.clone(),
-                    bridge_address: advertised(&config.bridge, address),
-                    waiting: config.timeouts.waiting,
-                    load: Some(load_of(&sessions)),
-                    telemetry: Some(telemetry.clone()),
-                },
-                Pace::default(),
-            )?;
+            let facts = NodeFacts {
+                id: id.clone(),
+                name: config.node.name.clone(),
+                bridge_address: advertised(&config.bridge, address),
+                waiting: config.timeouts.waiting,
+                load: Some(load_of(&sessions)),
+                telemetry: Some(telemetry.clone()),
+            };
+            let rendezvous = RedisRendezvous::start(&config.redis, facts, Pace::default())?;
             Some((bridge, address, rendezvous))
         } else {
             None
@@ -319,7 +316,7 @@ fn listen_for_monitors(path: Option<&Path>) -> Result<Option<UnixSocket>, StartE
 
 /// Fewer connections than are wanted, if there are not enough file descriptors for them: a limit that
 /// cannot be reached bounds nothing.
-fn within_descriptors(limits: Limits) -> Limits {
+fn within_descriptors(mut limits: Limits) -> Limits {
     let connections = descriptors::connections_within(limits.connections);
     if connections < limits.connections {
         warn!(
@@ -330,7 +327,8 @@ fn within_descriptors(limits: Limits) -> Limits {
              raise their limit (ulimit -n, LimitNOFILE) or lower limits.connections"
         );
     }
-    Limits { connections, ..limits }
+    limits.connections = connections;
+    limits
 }
 
 /// Where endpoints find each other: in Redis if there is one, else in memory.

@@ -272,7 +272,7 @@ async fn upgrade(io: &mut Box<dyn Io>) -> anyhow::Result<()> {
 /// Sends a request, and waits for the end of the answer.
 async fn ask(io: &mut Box<dyn Io>, via: Via, request: &str) -> anyhow::Result<()> {
     let length = u16::try_from(request.len())?.to_be_bytes();
-    let header = [&[0x81, 0x80 | 126], &length[..], &[0; 4]].concat();
+    let header = [&[0x81, 0x80 | 0x7e], &length[..], &[0; 4]].concat();
     let header = if via == Via::WebSocket { &header[..] } else { &[] };
     io.write_all(&[header, request.as_bytes()].concat()).await?;
     line(io).await?;
