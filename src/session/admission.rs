@@ -23,6 +23,7 @@ use crate::accept::{Candidate, Crowd, MemberId, Network, Networks, Standing};
 use crate::auth;
 use crate::config::Limits;
 use crate::ids::ClientAddr;
+use crate::observability::Metrics;
 use crate::protocol::Token;
 use crate::transport::Refusal;
 
@@ -38,8 +39,9 @@ pub(super) struct Admission {
     counts: Mutex<Counts>,
 }
 
-#[derive(Default)]
 struct Counts {
+    /// Counts rights that are returned twice.
+    metrics: Arc<Metrics>,
     connections: usize,
     strangers: usize,
     /// Strangers that have registered, and do not give way any more.
@@ -81,9 +83,10 @@ enum State {
 }
 
 impl Admission {
-    pub(super) fn new(limits: Limits) -> Arc<Self> {
+    pub(super) fn new(limits: Limits, metrics: Arc<Metrics>) -> Arc<Self> {
         let shares = Shares::of(&limits);
-        Arc::new(Self { limits, shares, users: Users::new(), counts: Mutex::default() })
+        let counts = Mutex::new(Counts::new(metrics));
+        Arc::new(Self { limits, shares, users: Users::new(), counts })
     }
 
     /// Counts a connection, of this client if it is known, unless there is no room for it.
@@ -109,6 +112,18 @@ impl Admission {
 }
 
 impl Counts {
+    fn new(metrics: Arc<Metrics>) -> Self {
+        Self {
+            metrics,
+            connections: 0,
+            strangers: 0,
+            registered: 0,
+            networks: BTreeMap::new(),
+            users: BTreeMap::new(),
+            crowd: Crowd::default(),
+        }
+    }
+
     /// Sees that there is room for one more connection of these networks. No connection gives way
     /// for a newcomer that is refused all the same.
     fn make_room(
@@ -182,19 +197,24 @@ impl Counts {
 
     /// A stranger is none any more, or gone.
     fn forget_stranger(&mut self, networks: &Networks) {
-        self.strangers -= 1;
+        self.metrics.returned(&mut self.strangers, "the place of a stranger");
         for network in networks.all() {
             if let Some(tally) = self.networks.get_mut(network) {
-                tally.strangers -= 1;
+                self.metrics.returned(&mut tally.strangers, "a network's place of a stranger");
             }
         }
     }
 
+    /// A stranger is registered no more, or has been verified.
+    fn forget_registered(&mut self) {
+        self.metrics.returned(&mut self.registered, "the place of a registered stranger");
+    }
+
     fn forget_connection(&mut self, networks: &Networks) {
-        self.connections -= 1;
+        self.metrics.returned(&mut self.connections, "the place of a connection");
         for network in networks.all() {
             if let Some(tally) = self.networks.get_mut(network) {
-                tally.connections -= 1;
+                self.metrics.returned(&mut tally.connections, "a network's place of a connection");
                 if tally.connections == 0 {
                     self.networks.remove(network);
                 }
@@ -209,7 +229,7 @@ impl Counts {
 
     fn forget_user(&mut self, user: User) {
         if let Some(count) = self.users.get_mut(&user) {
-            *count -= 1;
+            self.metrics.returned(count, "a user's place of a connection");
             if *count == 0 {
                 self.users.remove(&user);
             }
@@ -278,7 +298,7 @@ impl Ticket {
                 return Err(Refusal::Unauthenticated);
             }
             Some(_) => {}
-            None => counts.registered -= 1,
+            None => counts.forget_registered(),
         }
         counts.forget_stranger(&self.networks);
         *counts.users.entry(user).or_default() += 1;
@@ -321,7 +341,7 @@ impl Drop for Ticket {
                 }
             }
             State::Registered => {
-                counts.registered -= 1;
+                counts.forget_registered();
                 counts.forget(&self.networks);
             }
             State::Verified(user) => {

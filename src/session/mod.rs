@@ -98,6 +98,7 @@ impl Shared {
     ) -> Self {
         let overflow = Overflow::new(tunnel_proxy.overflow);
         overflow.observe(&telemetry.metrics);
+        let admission = Admission::new(limits.clone(), Arc::clone(&telemetry.metrics));
         Self {
             authenticator,
             rendezvous,
@@ -109,7 +110,7 @@ impl Shared {
             timeouts,
             requests: limits.requests,
             message_size: limits.message_size,
-            admission: Admission::new(limits),
+            admission,
             refusals: Semaphore::new(REFUSALS_AT_ONCE),
             registry: Registry::default(),
             tunnel_proxy,

@@ -1,11 +1,12 @@
 //! Who gets in, who gives way, and that nothing is left of those that leave.
 
 use super::*;
+use crate::observability::Series;
 
 fn admission(change: impl FnOnce(&mut Limits)) -> Arc<Admission> {
     let mut limits = Limits::default();
     change(&mut limits);
-    Admission::new(limits)
+    Admission::new(limits, Metrics::off())
 }
 
 fn client(ip: &str) -> ClientAddr {
@@ -173,4 +174,19 @@ fn programs_on_a_unix_socket_are_not_told_apart() {
     let local = ClientAddr::Unix { process: None };
     let (programs, _) = all(12, |_| admission.enter(Some(local)));
     assert_eq!(programs.len(), 10);
+}
+
+#[test]
+fn a_place_that_is_returned_twice_is_counted_and_frees_no_other() {
+    let metrics = Metrics::new(true, None, &opentelemetry_sdk::Resource::builder_empty().build());
+    let admission = Admission::new(Limits::default(), Arc::clone(&metrics));
+    let ticket = enter(&admission, "192.0.2.1").expect("room");
+    let networks = ticket.networks;
+    drop(ticket);
+    admission.counts().forget(&networks);
+    admission.counts().forget_registered();
+    assert!(is_empty(&admission));
+    let name = "remoteproxy_invariants_violated_total";
+    let violated = Series::sums(&metrics.series(), name, "invariant");
+    assert_eq!(violated.get("permit_returned_once"), Some(&3), "{violated:?}");
 }
