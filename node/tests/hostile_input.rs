@@ -5,7 +5,7 @@ use std::process::Command;
 
 fn measure(only: &str) {
     let output = Command::new(env!("CARGO_BIN_EXE_nymea-remoteproxy-bench"))
-        .args(["hostile", "--seconds", "0.4", "--max-p90-ms", "250", "--only", only])
+        .args(["hostile", "--seconds", "0.8", "--max-p90-ms", "250", "--only", only])
         .output()
         .expect("ran");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();

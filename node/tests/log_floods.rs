@@ -128,11 +128,16 @@ async fn a_flood_of_refused_strangers_fills_neither_the_log_nor_the_list_of_even
     let with_nonsense = size() - before;
 
     // Nobody of this address has room any more.
-    let connect = |_| TcpStream::connect(node.plain).expect("connected");
+    let connect = |_| {
+        let mut tcp = TcpStream::connect(node.plain).expect("connected");
+        // A connection that has sent nothing has no place, and one without a request gives way.
+        let _refused = tcp.write_all(b"{\"id\":1,\"method\":\"RemoteProxy.Hello\"}\n");
+        tcp
+    };
     let held: Vec<_> = (0..2 * PLACES).map(connect).collect();
     let refusals = "remoteproxy_connections_refused_total";
     until("all places are taken", async || node.metric(refusals) > 0).await;
-    let refused = node.flood(b"");
+    let refused = node.flood(b"{");
     assert!(refused > 100, "only {refused} connections");
     let with_refusals = size() - before - with_nonsense;
 
