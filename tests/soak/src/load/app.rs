@@ -217,6 +217,7 @@ async fn converse(
                 || world.is_excused(one_try.node, after)
                 || gateway.epoch() != epoch
                 || gateway.may_be_robbed(attached)
+                || gateway.may_have_been_leaving(attached)
                 || world.leaving.is_cancelled();
             let seen = format!(
                 "{} on {one_try}, the gateway on node {}: {closing} after {} bytes",

@@ -25,6 +25,9 @@ const BEHIND_THIEF: Duration = Duration::from_secs(5);
 /// How long after Redis has lost its data a UUID may be taken by who comes first.
 const ROBBED: Duration = Duration::from_secs(20);
 
+/// How long a gateway that leaves may still be registered.
+const LEAVING: Duration = Duration::from_secs(1);
+
 /// What kind of client a gateway is, by its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flavor {
@@ -71,6 +74,8 @@ pub(crate) struct GatewayState {
     theft: Mutex<Option<(usize, Instant)>>,
     /// The epoch in which it is known to be registered.
     registered: AtomicU64,
+    /// When it began to leave.
+    left: Mutex<Option<Instant>>,
 }
 
 impl GatewayState {
@@ -122,7 +127,14 @@ impl GatewayState {
 
     /// It leaves by itself.
     fn leave(&self) {
+        *self.left.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         self.epoch.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Whether an app that attached then may have been attached to a connection that was ending.
+    pub(super) fn may_have_been_leaving(&self, attached: Instant) -> bool {
+        let left = *self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        left.is_some_and(|at| at + LEAVING > attached)
     }
 
     /// This connection has ended.
