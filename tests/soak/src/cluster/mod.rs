@@ -7,6 +7,7 @@ mod member;
 pub(crate) mod process;
 mod redis;
 
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -75,7 +76,8 @@ impl Cluster {
     ) -> anyhow::Result<Self> {
         let count = usize::from(options.nodes);
         let certificates = Certificates::new(directory)?;
-        let redis = Redis::new(free_port()?, directory).await?;
+        let mut ports_taken = BTreeSet::new();
+        let redis = Redis::new(free_port(&mut ports_taken)?, directory).await?;
         let authentication = authentication::start(tasks).await?;
         let bridges = Links::new(tasks);
         let redis_links = Links::new(tasks);
@@ -84,7 +86,7 @@ impl Cluster {
         let dialers: Arc<Mutex<Weak<World>>> = Arc::default();
         let mut nodes = Vec::new();
         for index in 0..count {
-            let ports = ports()?;
+            let ports = ports(&mut ports_taken)?;
             let bridge = Destination { place: index, address: loopback(ports.bridge) };
             bridges.listen(ports.advertised, index, bridge, Nodes(Arc::clone(&dialers)));
             let to_redis = Destination { place: count, address: redis.address() };
@@ -141,24 +143,25 @@ fn loopback(port: u16) -> SocketAddr {
     (Ipv4Addr::LOCALHOST, port).into()
 }
 
-fn ports() -> anyhow::Result<Ports> {
+fn ports(taken: &mut BTreeSet<u16>) -> anyhow::Result<Ports> {
     Ok(Ports {
-        websocket: free_port()?,
-        secure_websocket: free_port()?,
-        tcp: free_port()?,
-        tls: free_port()?,
-        bridge: free_port()?,
-        advertised: free_port()?,
-        redis: free_port()?,
-        admin: free_port()?,
+        websocket: free_port(taken)?,
+        secure_websocket: free_port(taken)?,
+        tcp: free_port(taken)?,
+        tls: free_port(taken)?,
+        bridge: free_port(taken)?,
+        advertised: free_port(taken)?,
+        redis: free_port(taken)?,
+        admin: free_port(taken)?,
     })
 }
 
-/// A free port below those that the system gives to outgoing connections.
-pub(crate) fn free_port() -> anyhow::Result<u16> {
+/// A free port below those that the system gives to outgoing connections, and none that was taken
+/// before: what is to listen there may not have started yet.
+fn free_port(taken: &mut BTreeSet<u16>) -> anyhow::Result<u16> {
     for _ in 0..1000 {
         let port = rand::rng().random_range(10_000..32_000);
-        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() && taken.insert(port) {
             return Ok(port);
         }
     }
