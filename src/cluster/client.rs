@@ -17,6 +17,7 @@ use tonic::Code;
 use super::asked::Asked;
 use super::budget::Budget;
 use super::call::CallError;
+use super::failure::REASONS;
 use super::leg::{BridgeLeg, Counted};
 use super::misdirected::{Misdirections, node_of};
 use super::peer::{Chosen, ConnectError, Peer};
@@ -117,6 +118,7 @@ impl Peers {
                 peers.values().map(|peer| (peer.name().to_owned(), value(peer))).collect()
             }
         };
+        peers.metrics.bridge_connections_may_fail(&REASONS);
         peers.metrics.observe_peers(
             "remoteproxy.bridge.streams.out",
             "Tunnels that this node has opened to other nodes",

@@ -31,6 +31,14 @@ enum Kind {
     RefusedThere,
 }
 
+/// The reasons in the metric.
+pub(super) const REASONS: [&str; 4] = [
+    Kind::Silent.label(),
+    Kind::Broken.label(),
+    Kind::RefusedHere.label(),
+    Kind::RefusedThere.label(),
+];
+
 impl Kind {
     fn of(failure: &Failure) -> Self {
         match failure {

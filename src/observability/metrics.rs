@@ -189,6 +189,14 @@ impl Metrics {
         self.instruments.bridge_calls.add(1, &[KeyValue::new("outcome", outcome)]);
     }
 
+    /// Exports the reasons for which a connection to another node can fail: the first failure is an
+    /// increase then, and no new series.
+    pub fn bridge_connections_may_fail(&self, reasons: &[&'static str]) {
+        for reason in reasons {
+            self.instruments.bridge_failures.add(0, &[KeyValue::new("reason", *reason)]);
+        }
+    }
+
     /// A connection to another node has ended in no orderly way.
     pub fn bridge_connection_failed(&self, reason: &'static str) {
         self.instruments.bridge_failures.add(1, &[KeyValue::new("reason", reason)]);
