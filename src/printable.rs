@@ -1,4 +1,4 @@
-//! Text that somebody else chose, made fit for people to read: in logs, lists, on terminals and
+//! Text that a client or another node chose, made fit for people to read: in logs, lists, on terminals and
 //! status pages. What is not for people (the protocol, pairing, comparing) uses the text itself.
 
 use std::fmt::{self, Write};

@@ -1,7 +1,7 @@
 //! Connections that have proved nothing yet, in the order in which they make room for others.
 //!
 //! The widest network with the most of them gives way first, and in it the oldest that has said the
-//! least: whoever opens many connections displaces its own, and no one else's.
+//! least: a client that opens many connections displaces its own only.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};

@@ -24,7 +24,7 @@ pub enum Network {
         /// How many times a limit of counts it may have.
         weight: usize,
     },
-    /// The programs on unix sockets, which are not told apart.
+    /// The programs on unix sockets, which are not distinguished.
     Local,
     /// The connections of which a load balancer has still to name the client.
     Unnamed,
@@ -75,7 +75,7 @@ impl Networks {
         }
     }
 
-    /// The widest of them. Whoever has that has all the others.
+    /// The widest of them, which includes all the others.
     pub fn site(&self) -> Network {
         match self {
             Self::One([site]) | Self::V6([_, _, site]) => *site,

@@ -24,7 +24,7 @@ pub struct Visit {
 }
 
 impl Room {
-    /// Nobody is in it yet.
+    /// Returns an empty one.
     pub fn new(limit: usize, per_network: usize) -> Arc<Self> {
         Arc::new(Self { limit, per_network, crowd: Mutex::default() })
     }

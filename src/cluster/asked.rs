@@ -16,7 +16,7 @@ use super::call::{CallError, Incoming, Outgoing, Role};
 use super::peer::{Chosen, CountGuard};
 use crate::lifecycle::Lifecycle;
 
-/// How long the end of a call is awaited that nobody has a use for any more. Then its stream is
+/// How long the end of an abandoned call is awaited. Then its stream is
 /// reset.
 const LINGER: Duration = Duration::from_secs(30);
 
@@ -33,7 +33,7 @@ pub(super) struct Asked {
 enum Answer {
     Nothing(ResponseFuture),
     Head(Incoming),
-    /// All, or somebody else reads it.
+    /// All, or another owner reads the rest.
     Taken,
 }
 

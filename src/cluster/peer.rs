@@ -264,7 +264,7 @@ impl Peer {
         Offered { best, is_dialing, failures, failure }
     }
 
-    /// Opens a connection without anybody waiting for it.
+    /// Opens a connection that no call waits for.
     fn dial(self: &Arc<Self>, number: usize) {
         let peer = Arc::clone(self);
         self.lifecycle.spawn(async move {

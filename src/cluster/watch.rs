@@ -225,7 +225,7 @@ impl Distance {
 /// The window of a tunnel to a node that is so far away, in bytes.
 fn window_for(round_trip: Duration) -> u32 {
     let under_way = u128::from(SPEED) * round_trip.as_micros() / 1_000_000;
-    // A third of it may have been taken before the other node is told so.
+    // A third of it may have been taken before the other node is notified.
     let window = under_way * 3 / 2;
     u32::try_from(window).map_or(MAX_WINDOW, |window| window.clamp(WINDOW, MAX_WINDOW))
 }

@@ -23,7 +23,7 @@ use super::EventKind;
 const FIRST_INTERVAL: Duration = Duration::from_secs(1);
 /// The longest time between two sums of one kind.
 const LONGEST_INTERVAL: Duration = Duration::from_secs(16);
-/// Kinds that are told apart. Events of further kinds are summed up as one.
+/// Kinds that are distinguished. Events of further kinds are summed up as one.
 const MAX_KINDS: usize = 256;
 /// Networks that one sum counts; further ones are only counted as "or more".
 const MAX_NETWORKS: usize = 1024;
@@ -37,7 +37,7 @@ pub struct Occurrence {
     pub what: &'static str,
     /// Why: one of few values, never a text that a client chooses.
     pub reason: Cow<'static, str>,
-    /// Whether somebody should look.
+    /// Whether an operator should look.
     pub severity: Severity,
     /// Where the journal keeps it.
     pub kind: EventKind,
@@ -61,7 +61,7 @@ impl Occurrence {
         Self { what, reason: reason.into(), severity, kind, from: None }
     }
 
-    /// Something does not work, and somebody should look.
+    /// Something does not work, and an operator should look.
     pub fn trouble(what: &'static str, reason: impl Into<Cow<'static, str>>) -> Self {
         let (severity, kind) = (Severity::Warn, EventKind::Trouble);
         Self { what, reason: reason.into(), severity, kind, from: None }

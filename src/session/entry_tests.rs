@@ -1,4 +1,4 @@
-//! The entry of a tunnel belongs to the endpoint that waited, and to nobody else.
+//! The entry of a tunnel belongs to the endpoint that waited, and to no other.
 
 use super::*;
 use crate::auth::AcceptAny;

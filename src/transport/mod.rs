@@ -154,7 +154,7 @@ impl Socket {
     /// Ready when something has come in, or the connection has ended.
     pub(crate) async fn readable(&self) -> io::Result<()> {
         loop {
-            // The runtime takes a new socket for readable until somebody has tried.
+            // The runtime takes a new socket for readable until a first read has been tried.
             let peeked = match self {
                 Self::Tcp(tcp) => {
                     tcp.readable().await?;

@@ -40,7 +40,7 @@ pub(super) enum Ghost {
     Claim(String),
 }
 
-/// What stands in the way of an offer.
+/// What blocks an offer.
 enum Obstacle {
     /// Nothing does any more.
     Ghost(Ghost),
@@ -111,7 +111,7 @@ impl Core {
                     }
                 }
                 Ok(Asked::Unsure) => sleep(backoff(attempts, DOUBT_PAUSE)).await,
-                // Somebody else may have been answered, and paired: so nothing is decided here.
+                // Another offer may have been answered and paired, so nothing is decided here.
                 Err(_) => sleep(backoff(attempts, MAX_PAUSE)).await,
             }
             attempts = attempts.saturating_add(1);

@@ -117,7 +117,7 @@ impl Core {
         if let Some(fate) = node.remembered() {
             return Ok(fate);
         }
-        // Closed by nobody.
+        // The semaphore is never closed.
         let _place = node.queries.acquire().await.ok();
         if let Some(fate) = node.remembered() {
             return Ok(fate);

@@ -136,7 +136,7 @@ pub(super) struct Patience {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Waited {
     pub(super) time: Duration,
-    /// Bytes that the app has taken meanwhile.
+    /// Bytes that the app has taken in this time.
     pub(super) taken: u64,
 }
 
