@@ -172,8 +172,8 @@ async fn pump_both(
         }
         for (source, sink) in [(Side::First, Side::Second), (Side::Second, Side::First)] {
             let stop = match source {
-                Side::First => forth.poll(cx, first, second),
-                Side::Second => back.poll(cx, second, first),
+                Side::First => forth.poll(cx, first, second, back.has_finished()),
+                Side::Second => back.poll(cx, second, first, forth.has_finished()),
             };
             meter.set(forth.traffic(), back.traffic());
             if let Err(breach) = forth.check().and_then(|()| back.check()) {
@@ -195,9 +195,6 @@ async fn pump_both(
                 }
                 Poll::Ready(Stop::Finished) => {
                     finished_first.get_or_insert(source);
-                    if forth.has_finished() && back.has_finished() {
-                        return Poll::Ready(Cause::Left(source, End::Finished));
-                    }
                 }
             }
         }
@@ -292,5 +289,5 @@ pub async fn close_leg(leg: &mut dyn Leg, close: Option<Close>, patience: Durati
 }
 
 #[cfg(test)]
-#[path = "breach_tests.rs"]
+#[path = "flow_tests.rs"]
 mod tests;

@@ -102,12 +102,14 @@ impl Pump {
         self.traffic
     }
 
-    /// Moves what can be moved.
+    /// Moves data from `source` to `sink`. `is_last`: the other direction has finished, so the end of
+    /// this one ends the tunnel.
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
         source: &mut dyn Leg,
         sink: &mut dyn Leg,
+        is_last: bool,
     ) -> Poll<Stop> {
         match self.course {
             Course::Resting => return Poll::Pending,
@@ -135,7 +137,9 @@ impl Pump {
                     self.accepted += chunk.data.len() as u64;
                     (self.held, self.is_settled) = (Some(chunk), false);
                 }
-                Poll::Ready(Err(End::Finished)) => {
+                // The end of the tunnel itself is sent by who closes it, after its key is free: the
+                // endpoint may come back at once.
+                Poll::Ready(Err(End::Finished)) if !is_last => {
                     let told = if sink.send_end(cx) { Told::End } else { Told::Goodbye };
                     if told == Told::Goodbye {
                         sink.send_close(cx, Close::OtherLeft);

@@ -1,21 +1,33 @@
-//! A direction whose counts do not add up: the tunnel ends, and both endpoints are told of a fault.
+//! Tunnels between scripted legs: what a breach ends, and what is sent after the key is free.
 
 use std::collections::VecDeque;
 
 use super::*;
 use crate::protocol::Chunk;
 
-/// A leg that sends what it has, and then nothing more; and takes everything.
+/// A leg that sends what it has, then its end if it has one; and takes everything.
 #[derive(Default)]
 struct Scripted {
     sends: VecDeque<Chunk>,
+    sends_end: bool,
     taken: Vec<u8>,
+    /// The other endpoint's direction has ended.
+    received_end: bool,
     closed: Option<Close>,
 }
 
 impl Leg for Scripted {
     fn poll_recv(&mut self, _cx: &mut Context<'_>) -> Poll<Result<Chunk, End>> {
-        self.sends.pop_front().map_or(Poll::Pending, |chunk| Poll::Ready(Ok(chunk)))
+        match self.sends.pop_front() {
+            Some(chunk) => Poll::Ready(Ok(chunk)),
+            None if self.sends_end => Poll::Ready(Err(End::Finished)),
+            None => Poll::Pending,
+        }
+    }
+
+    fn send_end(&mut self, _cx: &mut Context<'_>) -> bool {
+        self.received_end = true;
+        true
     }
 
     fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), End>> {
@@ -84,4 +96,21 @@ async fn a_direction_that_adds_up_is_no_breach() {
     let (breach, report, [_, second]) = relay_with((Pump::default(), Pump::default())).await;
     assert_eq!((breach, report.reason), (None, Close::Draining));
     assert_eq!((second.taken.as_slice(), report.forth.bytes), (&b"four"[..], 4));
+}
+
+/// The key of a tunnel is released between `flow` and `finish`.
+#[tokio::test]
+async fn the_last_end_is_sent_after_the_key_of_the_tunnel_is_free() {
+    let (mut first, mut second) = (Scripted::default(), Scripted::default());
+    (first.sends_end, second.sends_end) = (true, true);
+    second.sends.push_back(Chunk::text("answer".to_owned()));
+    let (meter, patience) = (Meter::default(), Duration::from_secs(1));
+    let flowing = flow(&mut first, &mut second, &meter, std::future::pending(), patience);
+    let ended = timeout(patience, flowing).await.expect("it ends with its second direction");
+    assert!(second.received_end, "the first end goes through while data flows the other way");
+    assert_eq!((first.received_end, first.closed), (false, None));
+    let report = finish(&mut first, &mut second, ended, patience).await;
+    assert_eq!(first.closed, Some(Close::OtherLeft));
+    assert_eq!(first.taken, b"answer");
+    assert_eq!((report.reason, report.ended_by), (Close::OtherLeft, Some(Side::First)));
 }
