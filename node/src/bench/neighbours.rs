@@ -132,7 +132,8 @@ async fn stall(
     let (mut sender, receiver) = open(ends, &token).await?;
     let message = Message::Binary(vec![1; size].into());
     let mut sent = 0;
-    while timeout(STALLED_AFTER, sender.send(message.clone())).await.is_ok() {
+    while let Ok(result) = timeout(STALLED_AFTER, sender.send(message.clone())).await {
+        result.context("a tunnel ended while it was filled")?;
         sent += size;
         anyhow::ensure!(sent < SWALLOWED, "a tunnel takes data for a reader that reads none");
     }

@@ -27,12 +27,15 @@ impl Started {
     }
 
     /// Starts a node of a cluster. The bridge is on loopback, and its TLS is not what is measured.
+    /// Endpoints that read nothing, and so answer no ping, are kept.
     pub(crate) async fn member(redis: &str, name: &str) -> anyhow::Result<Self> {
         Self::start(&[
             ("REMOTEPROXY__REDIS__URL", redis),
             ("REMOTEPROXY__NODE__NAME", name),
             ("REMOTEPROXY__BRIDGE__LISTEN", "127.0.0.1:0"),
             ("REMOTEPROXY__BRIDGE__INSECURE", "true"),
+            ("REMOTEPROXY__KEEPALIVE__INTERVAL", "1h"),
+            ("REMOTEPROXY__TIMEOUTS__STALLED", "1h"),
         ])
         .await
     }
