@@ -2,11 +2,14 @@
 //! status pages. What is not for people (the protocol, pairing, comparing) uses the text itself.
 
 use std::fmt::{self, Write};
+use std::ops::RangeInclusive;
 
 /// The most characters of a name that people are shown.
 const LONGEST_NAME: usize = 128;
 /// The most characters of any one text in a line of a log.
 pub const LONGEST_TEXT: usize = 2048;
+/// The characters of ASCII that are displayed as they are.
+const PLAIN_ASCII: RangeInclusive<u8> = b' '..=b'~';
 
 /// A text that a client, a server or another node chose. It is displayed in one line and cut when
 /// it is long; what would act on a terminal, break the line or turn the direction of writing is
@@ -93,21 +96,39 @@ impl<'a> Shortened<'a> {
     }
 }
 
+impl Shortened<'_> {
+    fn write_one(&mut self, character: char) -> fmt::Result {
+        if self.left == 0 {
+            if !std::mem::replace(&mut self.is_cut, true) {
+                self.out.write_char('…')?;
+            }
+            return Err(fmt::Error);
+        }
+        self.left -= 1;
+        if Printable::is_plain(character) {
+            self.out.write_char(character)
+        } else {
+            write!(self.out, "{}", character.escape_default())
+        }
+    }
+}
+
 impl Write for Shortened<'_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        for character in text.chars() {
-            if self.left == 0 {
-                if !std::mem::replace(&mut self.is_cut, true) {
-                    self.out.write_char('…')?;
-                }
-                return Err(fmt::Error);
-            }
-            self.left -= 1;
-            if Printable::is_plain(character) {
-                self.out.write_char(character)?;
+        let mut rest = text;
+        while let Some(character) = rest.chars().next() {
+            // Most texts are ASCII throughout, and are written at once.
+            let ascii = rest.bytes().take(self.left).take_while(|byte| PLAIN_ASCII.contains(byte));
+            let ascii = ascii.count();
+            let written = if ascii > 0 {
+                self.out.write_str(&rest[..ascii])?;
+                self.left -= ascii;
+                ascii
             } else {
-                write!(self.out, "{}", character.escape_default())?;
-            }
+                self.write_one(character)?;
+                character.len_utf8()
+            };
+            rest = &rest[written..];
         }
         Ok(())
     }
@@ -150,6 +171,9 @@ mod tests {
         assert_eq!(Printable::name(&name).to_string(), name);
         let longer = format!("{name}x");
         assert_eq!(Printable::name(&longer).to_string(), format!("{name}…"));
+        let mixed = format!("{}ü\n{}", "a".repeat(LONGEST_NAME - 4), "b".repeat(3));
+        let cut = format!(r"{}ü\n{}…", "a".repeat(LONGEST_NAME - 4), "b".repeat(2));
+        assert_eq!(Printable::name(&mixed).to_string(), cut);
         let mut line = String::new();
         write_debug(&mut line, &vec!["\n"; 1_000_000]).expect("written");
         assert_eq!(line.chars().count(), LONGEST_TEXT + 1);

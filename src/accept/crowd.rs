@@ -159,7 +159,7 @@ impl Crowd {
     fn enqueue(&mut self, networks: Networks, rank: Rank) {
         self.unlist(networks.site());
         for network in networks.all() {
-            self.queues.entry(*network).or_default().insert(rank);
+            self.queues.entry(network).or_default().insert(rank);
         }
         self.list(networks.site());
     }
@@ -167,10 +167,10 @@ impl Crowd {
     fn dequeue(&mut self, networks: Networks, rank: Rank) {
         self.unlist(networks.site());
         for network in networks.all() {
-            let Some(queue) = self.queues.get_mut(network) else { continue };
+            let Some(queue) = self.queues.get_mut(&network) else { continue };
             queue.remove(&rank);
             if queue.is_empty() {
-                self.queues.remove(network);
+                self.queues.remove(&network);
             }
         }
         self.list(networks.site());
@@ -235,7 +235,7 @@ mod tests {
         add(&mut crowd, "192.0.2.2", Standing::Silent);
         let first = crowd.first_for(&of("192.0.2.2")).expect("a candidate");
         assert!(!first.is_own);
-        assert_eq!(crowd.count_of(of("2001:db8:1:1::").all()[0]), 1);
+        assert_eq!(crowd.count_of(of("2001:db8:1:1::").all().next().expect("one")), 1);
         assert_eq!(crowd.count_of(of("2001:db8:1:1::").site()), 3);
     }
 

@@ -37,11 +37,11 @@ impl Room {
         displaced: CancellationToken,
     ) -> Visit {
         let mut crowd = self.lock();
-        let full = networks.all().iter().find(|network| {
-            crowd.count_of(**network) >= network.share_of(self.per_network).min(self.limit)
+        let full = networks.all().find(|network| {
+            crowd.count_of(*network) >= network.share_of(self.per_network).min(self.limit)
         });
         let first = match full {
-            Some(network) => crowd.first_of(*network),
+            Some(network) => crowd.first_of(network),
             None if crowd.count() >= self.limit => crowd.first_for(&networks),
             None => None,
         };
@@ -61,7 +61,7 @@ impl Room {
     /// Closes the connection that would have to go next.
     pub(super) fn displace_one(&self) {
         let mut crowd = self.lock();
-        if let Some(first) = crowd.first_for(&Networks::UNNAMED) {
+        if let Some(first) = crowd.first_for(&Networks::Unnamed) {
             crowd.displace(first.id);
         }
     }

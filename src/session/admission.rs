@@ -66,7 +66,8 @@ pub(super) struct Ticket {
     state: State,
     /// Of the token that it shows.
     shown: Option<User>,
-    displaced: CancellationToken,
+    /// As long as it may have to give way.
+    displaced: Option<CancellationToken>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -86,18 +87,19 @@ impl Admission {
     pub(super) fn new(limits: Limits, metrics: Arc<Metrics>) -> Arc<Self> {
         let shares = Shares::of(&limits);
         let counts = Mutex::new(Counts::new(metrics));
-        Arc::new(Self { limits, shares, users: Users::new(), counts })
+        Arc::new(Self { limits, shares, users: Users::default(), counts })
     }
 
     /// Counts a connection, of this client if it is known, unless there is no room for it.
     pub(super) fn enter(self: &Arc<Self>, client: Option<ClientAddr>) -> Result<Ticket, Refusal> {
-        let networks = client.map_or(Networks::UNNAMED, Networks::of);
+        let networks = client.map_or(Networks::Unnamed, Networks::of);
         let displaced = CancellationToken::new();
         let mut counts = self.counts();
         counts.make_room(&networks, &self.limits, &self.shares)?;
         let id = counts.add(networks, Standing::Unheard, displaced.clone());
         let state = State::Stranger { id, heard: false };
-        Ok(Ticket { admission: Arc::clone(self), networks, state, shown: None, displaced })
+        let (admission, displaced) = (Arc::clone(self), Some(displaced));
+        Ok(Ticket { admission, networks, state, shown: None, displaced })
     }
 
     /// Connections there are, and may be.
@@ -132,7 +134,7 @@ impl Counts {
         limits: &Limits,
         shares: &Shares,
     ) -> Result<(), Refusal> {
-        let tallies = || networks.all().iter().map(|network| (*network, self.tally(*network)));
+        let tallies = || networks.all().map(|network| (network, self.tally(network)));
         if networks.is_limited()
             && tallies().any(|(_, tally)| tally.connections >= shares.per_network)
         {
@@ -188,7 +190,7 @@ impl Counts {
         self.connections += 1;
         self.strangers += 1;
         for network in networks.all() {
-            let tally = self.networks.entry(*network).or_default();
+            let tally = self.networks.entry(network).or_default();
             tally.connections += 1;
             tally.strangers += 1;
         }
@@ -199,7 +201,7 @@ impl Counts {
     fn forget_stranger(&mut self, networks: &Networks) {
         self.metrics.returned(&mut self.strangers, "the place of a stranger");
         for network in networks.all() {
-            if let Some(tally) = self.networks.get_mut(network) {
+            if let Some(tally) = self.networks.get_mut(&network) {
                 self.metrics.returned(&mut tally.strangers, "a network's place of a stranger");
             }
         }
@@ -213,10 +215,10 @@ impl Counts {
     fn forget_connection(&mut self, networks: &Networks) {
         self.metrics.returned(&mut self.connections, "the place of a connection");
         for network in networks.all() {
-            if let Some(tally) = self.networks.get_mut(network) {
+            if let Some(tally) = self.networks.get_mut(&network) {
                 self.metrics.returned(&mut tally.connections, "a network's place of a connection");
                 if tally.connections == 0 {
-                    self.networks.remove(network);
+                    self.networks.remove(&network);
                 }
             }
         }
@@ -246,10 +248,11 @@ impl Ticket {
     /// Counts the connection for its client, unless that one has too many; once is enough.
     pub(super) fn comes_from(&mut self, client: ClientAddr) -> Result<(), Refusal> {
         let State::Stranger { id, heard } = self.state else { return Ok(()) };
-        if self.networks != Networks::UNNAMED {
+        if self.networks != Networks::Unnamed {
             return Ok(());
         }
         let Admission { limits, shares, .. } = &*self.admission;
+        let displaced = self.displaced();
         let mut counts = self.admission.counts();
         self.state = State::Out;
         if counts.crowd.remove(id).is_none() {
@@ -258,7 +261,7 @@ impl Ticket {
         counts.forget(&self.networks);
         let networks = Networks::of(client);
         counts.make_room(&networks, limits, shares)?;
-        let id = counts.add(networks, Standing::Unheard, self.displaced.clone());
+        let id = counts.add(networks, Standing::Unheard, displaced);
         (self.networks, self.state) = (networks, State::Stranger { id, heard });
         Ok(())
     }
@@ -303,6 +306,7 @@ impl Ticket {
         counts.forget_stranger(&self.networks);
         *counts.users.entry(user).or_default() += 1;
         self.state = State::Verified(user);
+        self.displaced = None;
         Ok(())
     }
 
@@ -322,12 +326,14 @@ impl Ticket {
         }
         counts.registered += 1;
         self.state = State::Registered;
+        self.displaced = None;
         Ok(())
     }
 
-    /// Cancelled when the connection had to give way to another one: it is not counted any more.
+    /// Returns what is cancelled when the connection has to give way to another one, which is never
+    /// the case once it is verified.
     pub(super) fn displaced(&self) -> CancellationToken {
-        self.displaced.clone()
+        self.displaced.clone().unwrap_or_default()
     }
 }
 

@@ -23,6 +23,9 @@ use crate::usage::Processes;
 const MESSAGE: u32 = 16 * 1024;
 /// Tunnels that are filled at the same time.
 const AT_ONCE: usize = 50;
+/// What is written at once at most, in bytes and in messages.
+const BURST: usize = 16 * 1024;
+const MESSAGES: usize = 256;
 /// A writer that gets nothing rid of for so long is stalled.
 const STALLED_AFTER: Duration = Duration::from_secs(1);
 /// What no stalled tunnel may swallow, in bytes.
@@ -132,9 +135,18 @@ async fn stall(
     let (mut sender, receiver) = open(ends, &token).await?;
     let message = Message::Binary(vec![1; size].into());
     let mut sent = 0;
-    while let Ok(result) = timeout(STALLED_AFTER, sender.send(message.clone())).await {
+    // Small ones together, as a client in a hurry sends them: one by one, this takes very long.
+    let burst = (BURST / size).clamp(1, MESSAGES);
+    loop {
+        let sending = async {
+            for _ in 1..burst {
+                sender.feed(message.clone()).await?;
+            }
+            sender.send(message.clone()).await
+        };
+        let Ok(result) = timeout(STALLED_AFTER, sending).await else { break };
         result.context("a tunnel ended while it was filled")?;
-        sent += size;
+        sent += size * burst;
         anyhow::ensure!(sent < SWALLOWED, "a tunnel takes data for a reader that reads none");
     }
     Ok((sender, receiver))

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use memchr::memmem;
 use redis::aio::ConnectionLike;
 use redis::{Cmd, FromRedisValue, Value};
 use tokio::time::timeout;
@@ -99,8 +100,12 @@ impl Server {
     }
 }
 
+/// Returns the value of the line that begins with this name. Some hundred lines are searched for a few
+/// names at each renewal of the lease.
 fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
-    info.lines().find_map(|line| line.strip_prefix(name)).map(str::trim)
+    let begins_line = |at: &usize| *at == 0 || info.as_bytes()[at - 1] == b'\n';
+    let start = memmem::find_iter(info.as_bytes(), name).find(begins_line)? + name.len();
+    info[start..].lines().next().map(str::trim)
 }
 
 /// The policy by which a server makes room, if it has a limit and does not refuse writes instead.

@@ -1,25 +1,21 @@
 //! Who a connection is of, for counting: by the name that the authentication server gives, or else
 //! by its token. Neither is kept, only a hash that means nothing outside of this process.
 
-use sha2::{Digest, Sha256};
+use std::hash::{BuildHasher, RandomState};
 
 use crate::auth;
 use crate::protocol::Token;
 
 /// A user, or a token of a user without a name. It has no `Debug`: nothing of it belongs into a log.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct User([u8; 16]);
+pub(super) struct User(u64);
 
-/// Tells users apart.
-pub(super) struct Users {
-    salt: [u8; 16],
-}
+/// Tells users apart, by a hash with a random key. Two users with the same one would share a limit;
+/// without the key, nobody can choose names for which that is so.
+#[derive(Default)]
+pub(super) struct Users(RandomState);
 
 impl Users {
-    pub(super) fn new() -> Self {
-        Self { salt: rand::random() }
-    }
-
     /// The user whom the authentication server names, if it does.
     pub(super) fn named(&self, user: &auth::User) -> Option<User> {
         let named = |kind, name: &Option<String>| {
@@ -39,16 +35,7 @@ impl Users {
     }
 
     fn hash(&self, kind: &'static str, value: &str) -> User {
-        let mut hash = Sha256::new();
-        hash.update(b"nymea-remoteproxy user 1\0");
-        hash.update(self.salt);
-        hash.update(kind.as_bytes());
-        hash.update([0]);
-        hash.update(value.as_bytes());
-        let [first, second] = *<[u8; 32]>::from(hash.finalize()).as_chunks::<16>().0 else {
-            return User([0; 16]);
-        };
-        User(std::array::from_fn(|at| first[at] ^ second[at]))
+        User(self.0.hash_one((kind, value)))
     }
 }
 
@@ -62,7 +49,7 @@ mod tests {
 
     #[test]
     fn a_user_is_known_by_name_then_by_address_then_by_token() {
-        let users = Users::new();
+        let users = Users::default();
         let named = |username, email| users.named(&user(username, email));
         assert!(named(Some("a"), Some("x")) == named(Some("a"), None));
         assert!(named(Some("a"), None) != named(None, Some("a")));
@@ -70,6 +57,9 @@ mod tests {
         let of = |token| users.of_token(&Token::new(token));
         assert!(of("a") == of("a") && of("a") != of("b"));
         assert!(Some(of("a")) != named(Some("a"), None));
-        assert!(of("a") != Users::new().of_token(&Token::new("a")), "a hash of another process");
+        assert!(
+            of("a") != Users::default().of_token(&Token::new("a")),
+            "a hash of another process"
+        );
     }
 }
