@@ -54,6 +54,7 @@ pub struct Connector {
     trace_parent: Option<TraceParent>,
     name: String,
     buffer_size: usize,
+    unsent_limit: Option<u32>,
     pub(super) message_limit: usize,
     connect_timeout: Duration,
     pub(super) authentication_timeout: Duration,
@@ -82,6 +83,7 @@ impl Connector {
             trace_parent: None,
             name: "nymea-remoteproxy-client".into(),
             buffer_size: 64 * 1024,
+            unsent_limit: None,
             message_limit: 16 << 20,
             connect_timeout: Duration::from_secs(10),
             authentication_timeout: Duration::from_secs(15),
@@ -147,6 +149,15 @@ impl Connector {
     #[must_use]
     pub fn buffer_size(mut self, bytes: usize) -> Self {
         self.buffer_size = bytes;
+        self
+    }
+
+    /// How much unsent data the system may keep for the connection, in bytes. By default its own
+    /// limit, which on Linux is 4 MiB: a thousand connections whose peers read nothing use up the
+    /// memory that a machine has for TCP. Without effect on other systems.
+    #[must_use]
+    pub fn unsent_limit(mut self, bytes: u32) -> Self {
+        self.unsent_limit = Some(bytes);
         self
     }
 
@@ -266,7 +277,15 @@ impl Connector {
             Some(Host::Ipv6(address)) => TcpStream::connect((address, port)).await,
             None => Err(std::io::ErrorKind::InvalidInput.into()),
         };
-        connected.and_then(|tcp| prepare(&tcp).map(|()| tcp)).map_err(|source| {
+        let prepared = connected.and_then(|tcp| {
+            prepare(&tcp)?;
+            #[cfg(any(target_os = "linux", target_os = "android"))]
+            if let Some(bytes) = self.unsent_limit {
+                SockRef::from(&tcp).set_tcp_notsent_lowat(bytes)?;
+            }
+            Ok(tcp)
+        });
+        prepared.map_err(|source| {
             let address = format!("{}:{port}", self.url.host_str().unwrap_or_default());
             ConnectError::Unreachable { address, source }
         })
@@ -305,24 +324,14 @@ impl Connector {
     }
 }
 
-/// Sends at once, keeps little unsent data in the system, and notices a peer that vanished without a
-/// word.
+/// Sends at once, and notices a peer that vanished without a word.
 fn prepare(tcp: &TcpStream) -> std::io::Result<()> {
     const INTERVAL: Duration = Duration::from_secs(20);
-    /// What the system takes beyond what it has sent, in bytes. Its own limit is 4 MiB for each
-    /// connection whose peer reads nothing, and a thousand of those use up the memory that Linux has
-    /// for the TCP of the whole machine.
-    #[cfg(any(target_os = "linux", target_os = "android"))]
-    const UNSENT: u32 = 64 * 1024;
     tcp.set_nodelay(true)?;
     let keepalive = TcpKeepalive::new().with_time(INTERVAL).with_interval(INTERVAL);
     let socket = SockRef::from(tcp);
     #[cfg(any(target_os = "linux", target_os = "android"))]
-    {
-        socket.set_tcp_user_timeout(Some(3 * INTERVAL))?;
-        // Nothing else changes without it.
-        let _bounded = socket.set_tcp_notsent_lowat(UNSENT);
-    }
+    socket.set_tcp_user_timeout(Some(3 * INTERVAL))?;
     socket.set_tcp_keepalive(&keepalive)
 }
 

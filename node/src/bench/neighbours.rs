@@ -12,6 +12,7 @@ use futures_util::{SinkExt, StreamExt};
 use nymea_remoteproxy::client::{Connector, Message, Tunnel};
 use nymea_remoteproxy::protocol::Token;
 use serde_json::json;
+use tokio::task::yield_now;
 use tokio::time::timeout;
 
 use crate::node;
@@ -26,6 +27,9 @@ const AT_ONCE: usize = 50;
 /// What is written at once at most, in bytes and in messages.
 const BURST: usize = 16 * 1024;
 const MESSAGES: usize = 256;
+/// What the system keeps unsent for each writer, in bytes: all of them share its memory for TCP with
+/// the nodes.
+const UNSENT: u32 = 64 * 1024;
 /// A writer that gets nothing rid of for so long is stalled.
 const STALLED_AFTER: Duration = Duration::from_secs(1);
 /// What no stalled tunnel may swallow, in bytes.
@@ -59,7 +63,8 @@ pub(crate) struct Options {
 pub(crate) async fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let one = node::Started::member(&options.redis, "bench1").await?;
     let other = node::Started::member(&options.redis, "bench2").await?;
-    let connect = |url: &str| anyhow::Ok(Connector::new(url)?.name("bench").insecure());
+    let connect =
+        |url: &str| anyhow::Ok(Connector::new(url)?.name("bench").insecure().unsent_limit(UNSENT));
     let ends = (connect(&one.url)?, connect(&other.url)?);
     let time = Duration::from_secs(options.seconds);
     let processes = Processes::new(vec![one.pid, other.pid]);
@@ -147,6 +152,8 @@ async fn stall(
         let Ok(result) = timeout(STALLED_AFTER, sending).await else { break };
         result.context("a tunnel ended while it was filled")?;
         sent += size * burst;
+        // The others are to have their turn.
+        yield_now().await;
         anyhow::ensure!(sent < SWALLOWED, "a tunnel takes data for a reader that reads none");
     }
     Ok((sender, receiver))
