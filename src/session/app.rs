@@ -6,8 +6,8 @@ use std::time::Instant;
 use super::enrolment::{Place, app_record};
 use super::gateway::{GatewayPort, Hub, NotAttached};
 use super::origin::Origin;
-use super::tunnel::{Held, begin, established, here, run, took};
-use super::{Party, Shared};
+use super::tunnel::{Held, Legs, Tunnel};
+use super::{Session, Shared};
 use crate::cluster::{self, AppCall, Bridged, Incoming};
 use crate::ids::OfferId;
 use crate::observability::{Endpoint, Kind, Occurrence, TunnelFacts};
@@ -40,21 +40,21 @@ impl Far {
     }
 }
 
-/// Runs the tunnel of an app that has been told that it is attached.
-pub(super) async fn serve(mut party: Box<Party>, attachment: Attachment, shared: &Arc<Shared>) {
+/// Runs the tunnel of an app that was answered that it is attached.
+pub(super) async fn serve(mut session: Box<Session>, attachment: Attachment, shared: &Arc<Shared>) {
     let Attachment { place, far, profile, setup } = attachment;
     let (id, kind) = (place.id(), far.kind());
-    party.leg.set_message_limit(shared.message_size);
-    established(&mut party, setup, Instant::now(), shared);
-    took(&party, shared);
-    let second = here(&party, profile);
+    session.leg.set_message_limit(shared.message_size);
+    session.record_established(setup, Instant::now(), shared);
+    session.record_setup_time(shared);
+    let second = session.as_endpoint(profile);
     let (first, mut leg) = match far {
         Far::Here { hub, port } => (gateway_of(&hub), port as _),
         Far::There(Bridged { leg, profile, node }) => (Endpoint::There { node, profile }, leg),
     };
     let facts = TunnelFacts { id, kind, first, second };
-    let tunnel = begin(facts, setup, &party.origin, shared);
-    run(tunnel, (&mut *leg, &mut *party.leg), Held::Uuid(place), shared).await;
+    let tunnel = Tunnel::begin(facts, setup, &session.origin, shared);
+    tunnel.run(Legs { first: &mut *leg, second: &mut *session.leg }, Held::Uuid(place)).await;
 }
 
 /// Attaches an app of another node to a gateway of this one, and runs its tunnel here.
@@ -85,8 +85,8 @@ pub(super) async fn serve_bridged(
     let origin = origin_of(&hub);
     let (first, second) = (gateway_of(&hub), Endpoint::There { node, profile });
     let facts = TunnelFacts { id: call.id, kind: Kind::Bridged, first, second };
-    let tunnel = begin(facts, attaching.call, &origin, &shared);
-    run(tunnel, (&mut port, &mut *leg), Held::ByNobody, &shared).await;
+    let tunnel = Tunnel::begin(facts, attaching.call, &origin, &shared);
+    tunnel.run(Legs { first: &mut port, second: &mut *leg }, Held::Nothing).await;
 }
 
 fn attach(

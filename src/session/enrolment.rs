@@ -12,7 +12,7 @@ use tracing::{debug, info};
 use super::app::{Attachment, Far};
 use super::gateway::{Enrolled as Gateway, Hub, NotAttached, Room};
 use super::probe::{Candidate, Listed};
-use super::{Party, Shared, error_chain, note_no_bridge};
+use super::{Session, Shared, error_chain, note_no_bridge};
 use crate::cluster::client::BridgeError;
 use crate::cluster::{AppCall, Life, Refusal};
 use crate::ids::OfferId;
@@ -96,41 +96,41 @@ impl Drop for Open {
 
 /// Begins to register a connection. From now on its leg is probed when a rival registers.
 pub(super) fn enrol(
-    party: Box<Party>,
+    session: Box<Session>,
     role: Role,
     shared: &Arc<Shared>,
-) -> (Box<Party>, Enrolling) {
+) -> (Box<Session>, Enrolling) {
     match role {
         Role::Gateway(gateway) => {
             let registration = Registration::new(gateway.uuid, rendezvous::Role::Gateway);
             let profile = profile_of(gateway.uuid, &gateway.name);
-            let of = (party.origin.id, party.client_addr);
+            let of = (session.origin.id, session.client_addr);
             let record = GatewayRecord::new(registration.id, of, (gateway.uuid, gateway.name));
             let record = Arc::new(record);
-            let (party, place) = listen(party, registration, Some(Arc::clone(&record)), shared);
-            (party, enrol_gateway(place, record, profile).boxed())
+            let (session, place) = listen(session, registration, Some(Arc::clone(&record)), shared);
+            (session, enrol_gateway(place, record, profile).boxed())
         }
         Role::App(app) => {
             let registration = Registration::new(app.uuid, rendezvous::Role::App);
-            let (party, place) = listen(party, registration, None, shared);
-            let (peer_address, trace) = (party.client_addr.to_string(), party.trace.place());
-            (party, enrol_app(place, app, peer_address, trace).boxed())
+            let (session, place) = listen(session, registration, None, shared);
+            let (peer_address, trace) = (session.client_addr.to_string(), session.trace.place());
+            (session, enrol_app(place, app, peer_address, trace).boxed())
         }
     }
 }
 
 /// Has the endpoint listen to its rivals, which comes before it is registered.
 fn listen(
-    mut party: Box<Party>,
+    mut session: Box<Session>,
     registration: Registration,
     gateway: Option<Arc<GatewayRecord>>,
     shared: &Arc<Shared>,
-) -> (Box<Party>, Place) {
+) -> (Box<Session>, Place) {
     let Registration { id, secret, .. } = registration;
-    let (leg, listed) = shared.probes.listen(Candidate { id, secret, gateway }, party.leg);
-    party.leg = leg;
+    let (leg, listed) = shared.probes.listen(Candidate { id, secret, gateway }, session.leg);
+    session.leg = leg;
     let lost = CancellationToken::new();
-    (party, Place { registration, lost, shared: Arc::clone(shared), listed })
+    (session, Place { registration, lost, shared: Arc::clone(shared), listed })
 }
 
 fn profile_of(uuid: uuid::Uuid, name: &str) -> Profile {

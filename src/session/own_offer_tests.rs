@@ -4,8 +4,9 @@ use super::*;
 use crate::auth::AcceptAny;
 use crate::config::Config;
 use crate::ids::NodeId;
-use crate::observability::Series;
-use crate::protocol::{PairingKey, Token};
+use crate::lifecycle::Lifecycle;
+use crate::observability::{Series, Telemetry};
+use crate::protocol::{ServerInfo, Token};
 use crate::rendezvous::MemoryRendezvous;
 
 fn shared() -> Arc<Shared> {
@@ -23,10 +24,8 @@ fn shared() -> Arc<Shared> {
     ))
 }
 
-fn entry(shared: &Arc<Shared>) -> Entry {
-    let offer = Offer::new(PairingKey::new(&Token::new("t"), None), None);
-    let setup = Setup::new(&shared.telemetry.tracer, None);
-    Entry { offer, setup, shared: Arc::clone(shared), is_established: false }
+fn offer(shared: &Arc<Shared>) -> Box<OwnOffer> {
+    OwnOffer::new(PairingKey::new(&Token::new("t"), None), None, shared)
 }
 
 fn violations(shared: &Shared, invariant: Invariant) -> u64 {
@@ -38,12 +37,12 @@ fn violations(shared: &Shared, invariant: Invariant) -> u64 {
 #[test]
 fn a_key_has_one_tunnel_until_its_entry_is_released() {
     let shared = shared();
-    let (mut first, mut second) = (entry(&shared), entry(&shared));
+    let (mut first, mut second) = (offer(&shared), offer(&shared));
     assert_eq!(first.establish(), Ok(()));
     assert_eq!(second.establish(), Err(Close::Fault));
     assert_eq!(violations(&shared, Invariant::TwoLegsPerKey), 1);
     drop(second);
-    let mut third = entry(&shared);
+    let mut third = offer(&shared);
     assert_eq!(third.establish(), Err(Close::Fault), "the first one still stands");
     drop(first);
     assert_eq!(third.establish(), Ok(()));
@@ -54,11 +53,11 @@ fn a_key_has_one_tunnel_until_its_entry_is_released() {
 #[test]
 fn an_entry_that_another_has_released_is_a_violation() {
     let shared = shared();
-    let mut first = entry(&shared);
+    let mut first = offer(&shared);
     assert_eq!(first.establish(), Ok(()));
     // A fault: it is released without its owner, and another tunnel begins.
     assert_eq!(shared.registry.disestablish(&first.offer), Ok(()));
-    let mut second = entry(&shared);
+    let mut second = offer(&shared);
     assert_eq!(second.establish(), Ok(()));
     drop(first);
     assert_eq!(violations(&shared, Invariant::ReleasedByOwner), 1);

@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-use super::Party;
+use super::Session;
 use crate::cluster::Incoming;
 use crate::ids::OfferId;
 use crate::protocol::PairingKey;
@@ -16,7 +16,7 @@ use crate::rendezvous::{Offer, OfferState, Secret};
 /// The other end of a tunnel, as it is handed to the session that waits for it.
 pub(super) enum Partner {
     /// An endpoint of this node, with all that belongs to it.
-    Here(Box<Party>),
+    Here(Box<Session>),
     /// An endpoint of another node, at the end of a bridge.
     There(Box<Incoming>),
 }

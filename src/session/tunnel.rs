@@ -14,18 +14,18 @@ use futures_util::future::BoxFuture;
 use tracing::field::display;
 use tracing::{Instrument, info};
 
+use super::claim::Claim;
 use super::enrolment::Place;
 use super::origin::Origin;
+use super::own_offer::OwnOffer;
 use super::registry::Partner;
-use super::stage::Claim;
-use super::{Entry, Party, Shared, send};
+use super::{Session, Shared};
 use crate::cluster::{Bridged, Incoming, Refusal};
 use crate::ids::OfferId;
 use crate::observability::metrics::{Stage, Step};
 use crate::observability::trace::Ended;
 use crate::observability::{
     Endpoint, EventKind, Invariant, Kind, Occurrence, Telemetry, TunnelFacts, TunnelGuard,
-    TunnelRecord,
 };
 use crate::protocol::{Action, Close, PairingKey, Profile};
 use crate::relay::{self, Report, Side, close_leg};
@@ -33,58 +33,59 @@ use crate::trace_parent::TraceParent;
 use crate::transport::Leg;
 
 /// Runs the tunnel of an endpoint that has waited and the partner that was handed to it.
-pub(super) async fn of_the_waiting(
-    first: Box<Party>,
+pub(super) async fn run_for_owner(
+    first: Box<Session>,
     partner: Partner,
-    entry: Box<Entry>,
+    offer: Box<OwnOffer>,
     shared: &Arc<Shared>,
 ) {
     match partner {
         // Each in a box of its own, as they differ in size.
-        Partner::Here(second) => local(first, second, entry, shared).boxed().await,
-        Partner::There(bridge) => to_there(first, bridge, entry, shared).boxed().await,
+        Partner::Here(second) => run_local(first, second, offer, shared).boxed().await,
+        Partner::There(bridge) => run_bridged(first, bridge, offer, shared).boxed().await,
     }
 }
 
-async fn local(
-    mut first: Box<Party>,
-    mut second: Box<Party>,
-    mut entry: Box<Entry>,
+async fn run_local(
+    mut first: Box<Session>,
+    mut second: Box<Session>,
+    mut offer: Box<OwnOffer>,
     shared: &Arc<Shared>,
 ) {
-    let Some(profile) = profile_of(&first) else { return };
-    let Some(profile_of_second) = profile_of(&second) else { return };
-    let (id, setup) = (entry.offer.id, entry.setup.place());
+    let Some(profile) = first.profile() else { return };
+    let Some(profile_of_second) = second.profile() else { return };
+    let (id, setup) = (offer.offer.id, offer.setup.place());
     let tracer = &shared.telemetry.tracer;
     if let Some(asked) = second.claimed {
         tracer.asked(setup, second.trace.place(), asked);
     }
     let since = Instant::now();
-    let told = async {
-        entry.establish()?;
-        introduce(&mut first, &profile_of_second, shared).await?;
-        introduce(&mut second, &profile, shared).await
+    let introduced = async {
+        offer.establish()?;
+        first.introduce(&profile_of_second, shared).await?;
+        second.introduce(&profile, shared).await
     };
-    let told = told.await;
+    let introduced = introduced.await;
     tracer.introduced(setup, since);
-    let outcome = told.map(|()| Kind::Local).map_err(Close::class);
-    entry.setup.ends(id, second.trace.place(), outcome);
-    match told {
+    let outcome = introduced.map(|()| Kind::Local).map_err(Close::class);
+    offer.setup.ends(id, second.trace.place(), outcome);
+    match introduced {
         Ok(()) => {
             let facts = TunnelFacts {
                 id,
                 kind: Kind::Local,
-                first: here(&first, profile),
-                second: here(&second, profile_of_second),
+                first: first.as_endpoint(profile),
+                second: second.as_endpoint(profile_of_second),
             };
-            established(&mut first, setup, since, shared);
-            established(&mut second, setup, since, shared);
-            took(&second, shared);
-            let tunnel = begin(facts, setup, &first.origin, shared);
-            run(tunnel, (&mut *first.leg, &mut *second.leg), Held::ByUs(entry), shared).await;
+            first.record_established(setup, since, shared);
+            second.record_established(setup, since, shared);
+            second.record_setup_time(shared);
+            let tunnel = Tunnel::begin(facts, setup, &first.origin, shared);
+            let legs = Legs { first: &mut *first.leg, second: &mut *second.leg };
+            tunnel.run(legs, Held::ByOwner(offer)).await;
         }
         Err(close) => {
-            drop(entry);
+            drop(offer);
             first.trace.ends(Ended::Closed(close));
             second.trace.ends(Ended::Closed(close));
             let span = first.origin.span();
@@ -94,41 +95,42 @@ async fn local(
     }
 }
 
-async fn to_there(
-    mut first: Box<Party>,
+async fn run_bridged(
+    mut first: Box<Session>,
     bridge: Box<Incoming>,
-    mut entry: Box<Entry>,
+    mut offer: Box<OwnOffer>,
     shared: &Arc<Shared>,
 ) {
-    let Some(profile) = profile_of(&first) else { return };
-    let (id, setup) = (entry.offer.id, entry.setup.place());
+    let Some(profile) = first.profile() else { return };
+    let (id, setup) = (offer.offer.id, offer.setup.place());
     let Incoming { profile: profile_of_second, node, attaching, answer, .. } = *bridge;
     let tracer = &shared.telemetry.tracer;
     let since = Instant::now();
-    let told = async {
-        entry.establish()?;
-        introduce(&mut first, &profile_of_second, shared).await
+    let introduced = async {
+        offer.establish()?;
+        first.introduce(&profile_of_second, shared).await
     };
-    let told = told.await;
+    let introduced = introduced.await;
     tracer.introduced(setup, since);
-    attaching.ends(tracer, told.err().map(Close::class));
-    let outcome = told.map(|()| Kind::Bridged).map_err(Close::class);
-    entry.setup.ends(id, attaching.second, outcome);
-    match told {
+    attaching.ends(tracer, introduced.err().map(Close::class));
+    let outcome = introduced.map(|()| Kind::Bridged).map_err(Close::class);
+    offer.setup.ends(id, attaching.second, outcome);
+    match introduced {
         Ok(()) => {
             let facts = TunnelFacts {
                 id,
                 kind: Kind::Bridged,
-                first: here(&first, profile.clone()),
+                first: first.as_endpoint(profile.clone()),
                 second: Endpoint::There { node, profile: profile_of_second },
             };
-            established(&mut first, setup, since, shared);
-            let tunnel = begin(facts, setup, &first.origin, shared);
+            first.record_established(setup, since, shared);
+            let tunnel = Tunnel::begin(facts, setup, &first.origin, shared);
             let mut second = answer.accept(&profile);
-            run(tunnel, (&mut *first.leg, &mut *second), Held::ByUs(entry), shared).await;
+            let legs = Legs { first: &mut *first.leg, second: &mut *second };
+            tunnel.run(legs, Held::ByOwner(offer)).await;
         }
         Err(close) => {
-            drop(entry);
+            drop(offer);
             first.trace.ends(Ended::Closed(close));
             let is_loop = close == Close::Loop;
             answer.refuse(if is_loop { Refusal::Loop } else { Refusal::Taken });
@@ -139,30 +141,31 @@ async fn to_there(
 }
 
 /// Runs the tunnel of an endpoint whose partner was fetched from another node.
-pub(super) async fn of_the_claiming(
-    mut second: Box<Party>,
+pub(super) async fn run_for_claimer(
+    mut second: Box<Session>,
     bridged: Bridged,
     claim: Claim,
     shared: &Arc<Shared>,
 ) {
-    let Some(profile) = profile_of(&second) else { return };
+    let Some(profile) = second.profile() else { return };
     let (key, id, setup) = (claim.key, claim.owner, claim.setup);
     let Bridged { leg: mut first, profile: profile_of_first, node } = bridged;
     let since = Instant::now();
-    let told = introduce(&mut second, &profile_of_first, shared).await;
+    let introduced = second.introduce(&profile_of_first, shared).await;
     shared.telemetry.tracer.introduced(setup, since);
-    match told {
+    match introduced {
         Ok(()) => {
             let facts = TunnelFacts {
                 id,
                 kind: Kind::Bridged,
                 first: Endpoint::There { node, profile: profile_of_first },
-                second: here(&second, profile),
+                second: second.as_endpoint(profile),
             };
-            established(&mut second, setup, since, shared);
-            took(&second, shared);
-            let tunnel = begin(facts, setup, &second.origin, shared);
-            run(tunnel, (&mut *first, &mut *second.leg), Held::ByOther(key), shared).await;
+            second.record_established(setup, since, shared);
+            second.record_setup_time(shared);
+            let tunnel = Tunnel::begin(facts, setup, &second.origin, shared);
+            let legs = Legs { first: &mut *first, second: &mut *second.leg };
+            tunnel.run(legs, Held::ByOther(key)).await;
         }
         Err(close) => {
             second.trace.ends(Ended::Closed(close));
@@ -173,47 +176,45 @@ pub(super) async fn of_the_claiming(
     }
 }
 
-/// What the other endpoint has to know of a waiting one.
-pub(super) fn profile_of(party: &Party) -> Option<Profile> {
-    party.endpoint.offer().map(|(_, profile)| profile.clone())
-}
+impl Session {
+    /// Returns this endpoint as one of a tunnel's two.
+    pub(super) fn as_endpoint(&self, profile: Profile) -> Endpoint {
+        Endpoint::Here { connection: self.origin.id, client_addr: self.client_addr, profile }
+    }
 
-pub(super) fn here(party: &Party, profile: Profile) -> Endpoint {
-    Endpoint::Here { connection: party.origin.id, client_addr: party.client_addr, profile }
-}
-
-/// Tells an endpoint of its partner, unless the two must not meet.
-async fn introduce(party: &mut Party, other: &Profile, shared: &Shared) -> Result<(), Close> {
-    party.endpoint.paired(other);
-    party.leg.set_message_limit(shared.message_size);
-    while let Some(action) = party.endpoint.poll_action() {
-        match action {
-            Action::Send(message) => send(&mut *party.leg, message).await,
-            Action::Close(close) => return Err(close),
-            Action::Authenticate(_) | Action::Offer(_) | Action::Register { .. } => {
-                return Err(Close::Fault);
+    /// Notifies the endpoint of its partner, unless the two must not meet.
+    async fn introduce(&mut self, other: &Profile, shared: &Shared) -> Result<(), Close> {
+        self.endpoint.paired(other);
+        self.leg.set_message_limit(shared.message_size);
+        while let Some(action) = self.endpoint.poll_action() {
+            match action {
+                Action::Send(message) => self.send(message).await,
+                Action::Close(close) => return Err(close),
+                Action::Authenticate(_) | Action::Offer(_) | Action::Register { .. } => {
+                    return Err(Close::Fault);
+                }
             }
         }
+        Ok(())
     }
-    Ok(())
-}
 
-/// The endpoint of this node has its tunnel.
-pub(super) fn established(
-    party: &mut Party,
-    setup: Option<TraceParent>,
-    since: Instant,
-    shared: &Shared,
-) {
-    party.gauge.enter(Stage::Tunnel);
-    party.trace.ends(Ended::Paired(setup));
-    shared.telemetry.metrics.step(Step::Introduce, since.elapsed());
-}
+    /// Records that the endpoint has its tunnel, of which it was notified since this time.
+    pub(super) fn record_established(
+        &mut self,
+        setup: Option<TraceParent>,
+        since: Instant,
+        shared: &Shared,
+    ) {
+        self.gauge.enter(Stage::Tunnel);
+        self.trace.ends(Ended::Paired(setup));
+        shared.telemetry.metrics.step(Step::Introduce, since.elapsed());
+    }
 
-/// How long the set-up took, for the endpoint whose coming completed it.
-pub(super) fn took(second: &Party, shared: &Shared) {
-    let total = second.trace.began().elapsed().saturating_sub(second.waited);
-    shared.telemetry.metrics.step(Step::Total, total);
+    /// Records how long the set-up took, for the endpoint that completed it.
+    pub(super) fn record_setup_time(&self, shared: &Shared) {
+        let total = self.trace.began().elapsed().saturating_sub(self.waited);
+        shared.telemetry.metrics.step(Step::Total, total);
+    }
 }
 
 async fn refuse(
@@ -235,125 +236,136 @@ async fn refuse(
     });
 }
 
-/// Whose entry in the rendezvous a tunnel has.
+/// What a tunnel holds in the rendezvous or the directory until it has ended.
 pub(super) enum Held {
-    /// Our endpoint waited for it.
-    ByUs(Box<Entry>),
-    /// The other node's endpoint did.
+    /// The offer of the endpoint that waited on this node.
+    ByOwner(Box<OwnOffer>),
+    /// Nothing: the other node holds the offer of its endpoint.
     ByOther(PairingKey),
-    /// It has none; our endpoint has registered a UUID.
+    /// The UUID of an app of this node.
     Uuid(Place),
-    /// Neither.
-    ByNobody,
+    /// Nothing: the app's node holds its UUID.
+    Nothing,
 }
 
 impl Held {
-    /// Done when our endpoint has lost the UUID that it has registered. In a box: a tunnel without
-    /// one has no need of this memory.
+    /// Completes when the app has lost its UUID. In a box: a tunnel without one has no need of this
+    /// memory.
     fn lost(&self) -> BoxFuture<'_, ()> {
         match self {
             Self::Uuid(place) => place.lost().boxed(),
-            Self::ByUs(_) | Self::ByOther(_) | Self::ByNobody => pending().boxed(),
+            Self::ByOwner(_) | Self::ByOther(_) | Self::Nothing => pending().boxed(),
         }
     }
 }
 
-/// A tunnel with its place in its trace, and whose lines those about it are.
-pub(super) struct Standing<'a> {
+/// The two ends of a tunnel.
+pub(super) struct Legs<'a> {
+    pub(super) first: &'a mut dyn Leg,
+    pub(super) second: &'a mut dyn Leg,
+}
+
+/// An established tunnel, with its place in its trace.
+pub(super) struct Tunnel<'a> {
     guard: TunnelGuard,
     setup: Option<TraceParent>,
+    /// Of the connection in whose name it is logged.
     origin: &'a Origin,
+    shared: &'a Shared,
 }
 
-/// Begins a tunnel. What is logged of it is logged of this connection.
-pub(super) fn begin<'a>(
-    facts: TunnelFacts,
-    setup: Option<TraceParent>,
-    origin: &'a Origin,
-    shared: &Shared,
-) -> Standing<'a> {
-    let (tunnel, kind) = (facts.id, facts.kind.label());
-    let second = match &facts.second {
-        Endpoint::Here { connection, .. } => Some(display(connection)),
-        Endpoint::There { .. } => None,
-    };
-    let span = origin.span_of_tunnel(tunnel, setup);
-    info!(parent: &span, kind, second, "tunnel established");
-    let Telemetry { metrics, journal, tunnels, .. } = &shared.telemetry;
-    journal.note(EventKind::Tunnel, format!("tunnel {tunnel} established, {kind}"));
-    Standing { guard: tunnels.begin(facts, metrics), setup, origin }
-}
+impl<'a> Tunnel<'a> {
+    /// Lists a tunnel as established, and records it.
+    pub(super) fn begin(
+        facts: TunnelFacts,
+        setup: Option<TraceParent>,
+        origin: &'a Origin,
+        shared: &'a Shared,
+    ) -> Self {
+        let (tunnel, kind) = (facts.id, facts.kind.label());
+        let second = match &facts.second {
+            Endpoint::Here { connection, .. } => Some(display(connection)),
+            Endpoint::There { .. } => None,
+        };
+        let span = origin.span_of_tunnel(tunnel, setup);
+        info!(parent: &span, kind, second, "tunnel established");
+        let Telemetry { metrics, journal, tunnels, .. } = &shared.telemetry;
+        journal.note(EventKind::Tunnel, format!("tunnel {tunnel} established, {kind}"));
+        Self { guard: tunnels.begin(facts, metrics), setup, origin, shared }
+    }
 
-/// Relays until the tunnel ends, and says what it did.
-pub(super) async fn run(
-    tunnel: Standing<'_>,
-    (first, second): (&mut dyn Leg, &mut dyn Leg),
-    held: Held,
-    shared: &Shared,
-) {
-    let Standing { mut guard, setup, origin } = tunnel;
-    let patience = shared.timeouts.close;
-    let record = guard.record();
-    let ended = {
-        let unwanted = guard.is_unwanted();
+    /// Relays until the tunnel ends, and records what it did.
+    pub(super) async fn run(mut self, legs: Legs<'_>, held: Held) {
+        let Legs { first, second } = legs;
+        let patience = self.shared.timeouts.close;
+        let ended = self.relay(Legs { first: &mut *first, second: &mut *second }, &held).await;
+        if let Some(breach) = ended.breach() {
+            self.shared.telemetry.metrics.violated(
+                Invariant::DeliveredAsAccepted,
+                format_args!("tunnel {}: {breach}", self.id()),
+            );
+        }
+        self.release(held, &ended);
+        // In a box: an established tunnel has no need of this memory.
+        let report = relay::finish(first, second, ended, patience).boxed().await;
+        self.guard.record().meter.set(report.forth, report.back);
+        self.guard.ends(report.reason);
+        let span = self.origin.span_of_tunnel(self.id(), self.setup);
+        span.in_scope(|| self.record_end(&report));
+    }
+
+    async fn relay(&self, legs: Legs<'_>, held: &Held) -> relay::Ended {
+        let unwanted = self.guard.is_unwanted();
         // Pinned here, as it would be moved twice further down and take its memory each time.
         let mut stop = pin!(async {
             tokio::select! {
-                () = shared.lifecycle.over() => Close::Draining,
+                () = self.shared.lifecycle.over() => Close::Draining,
                 () = unwanted => Close::Dismissed,
                 () = held.lost() => Close::AlreadyRegistered,
             }
         });
-        relay::flow(first, second, &record.meter, stop.as_mut(), patience).await
-    };
-    if let Some(breach) = ended.breach() {
-        let id = record.facts.id;
-        let metrics = &shared.telemetry.metrics;
-        metrics.violated(Invariant::DeliveredAsAccepted, format_args!("tunnel {id}: {breach}"));
+        let (meter, patience) = (&self.guard.record().meter, self.shared.timeouts.close);
+        relay::flow(legs.first, legs.second, meter, stop.as_mut(), patience).await
     }
-    // The key is free before the goodbyes are said: an endpoint may come back at once.
-    match held {
-        Held::ByUs(entry) => drop(entry),
-        Held::Uuid(place) => drop(place),
-        // Its node may be dead, and the key is not to be taken until its lease is over.
-        Held::ByOther(key) if ended.has_lost(Side::First) => {
-            shared.rendezvous.release(key, record.facts.id);
-        }
-        Held::ByOther(_) | Held::ByNobody => {}
-    }
-    // In a box: a tunnel that stands has no need of this memory.
-    let report = relay::finish(first, second, ended, patience).boxed().await;
-    record.meter.set(report.forth, report.back);
-    guard.ends(report.reason);
-    let record = guard.record();
-    let span = origin.span_of_tunnel(record.facts.id, setup);
-    span.in_scope(|| say(&report, record, guard.began(), setup, shared));
-}
 
-/// The one line that sums a tunnel up, and its span.
-fn say(
-    report: &Report,
-    tunnel: &TunnelRecord,
-    since: Instant,
-    setup: Option<TraceParent>,
-    shared: &Shared,
-) {
-    let TunnelFacts { id, kind, .. } = tunnel.facts;
-    info!(
-        kind = kind.label(),
-        generation = tunnel.facts.generation(),
-        reason = %report.reason,
-        ended_by = ?report.ended_by,
-        bytes_forth = report.forth.bytes,
-        bytes_back = report.back.bytes,
-        messages_forth = report.forth.messages,
-        messages_back = report.back.messages,
-        duration_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX),
-        "tunnel ended"
-    );
-    let Telemetry { journal, tracer, .. } = &shared.telemetry;
-    let moved = report.forth.bytes + report.back.bytes;
-    let text = format!("tunnel {id} ended after {moved} bytes: {}", report.reason);
-    journal.note(EventKind::Tunnel, text);
-    tracer.tunnel(setup, tunnel, since, report.reason);
+    /// Frees what the tunnel holds. This comes before the closes are sent: an endpoint may return at
+    /// once.
+    fn release(&self, held: Held, ended: &relay::Ended) {
+        match held {
+            Held::ByOwner(offer) => drop(offer),
+            Held::Uuid(place) => drop(place),
+            // The owner's node may be dead, and would keep the key until its lease expires.
+            Held::ByOther(key) if ended.has_lost(Side::First) => {
+                self.shared.rendezvous.release(key, self.id());
+            }
+            Held::ByOther(_) | Held::Nothing => {}
+        }
+    }
+
+    fn id(&self) -> OfferId {
+        self.guard.record().facts.id
+    }
+
+    /// Writes the one line that sums the tunnel up, and its span.
+    fn record_end(&self, report: &Report) {
+        let (record, since) = (self.guard.record(), self.guard.began());
+        let TunnelFacts { id, kind, .. } = record.facts;
+        info!(
+            kind = kind.label(),
+            generation = record.facts.generation(),
+            reason = %report.reason,
+            ended_by = ?report.ended_by,
+            bytes_forth = report.forth.bytes,
+            bytes_back = report.back.bytes,
+            messages_forth = report.forth.messages,
+            messages_back = report.back.messages,
+            duration_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX),
+            "tunnel ended"
+        );
+        let Telemetry { journal, tracer, .. } = &self.shared.telemetry;
+        let moved = report.forth.bytes + report.back.bytes;
+        let text = format!("tunnel {id} ended after {moved} bytes: {}", report.reason);
+        journal.note(EventKind::Tunnel, text);
+        tracer.tunnel(self.setup, record, since, report.reason);
+    }
 }

@@ -24,7 +24,7 @@ use self::lane::Goodbye;
 pub(super) use self::overflow::Overflow;
 pub(super) use self::port::GatewayPort;
 use super::enrolment::{Open, Place};
-use super::{Party, Shared};
+use super::{Session, Shared};
 use crate::observability::metrics::Stage;
 use crate::observability::trace::Ended;
 use crate::observability::{EventKind, Telemetry};
@@ -41,7 +41,7 @@ pub(super) struct Enrolled {
 }
 
 /// Serves a gateway until its connection is over.
-pub(super) async fn serve(mut party: Box<Party>, enrolled: Enrolled, shared: &Arc<Shared>) {
+pub(super) async fn serve(mut session: Box<Session>, enrolled: Enrolled, shared: &Arc<Shared>) {
     let Enrolled { hub, place, open } = enrolled;
     let Telemetry { metrics, journal, gateways, .. } = &shared.telemetry;
     let listed = gateways.begin(Arc::clone(&hub.record));
@@ -49,10 +49,10 @@ pub(super) async fn serve(mut party: Box<Party>, enrolled: Enrolled, shared: &Ar
     let name = Printable::name(&hub.record.name).to_string();
     info!(%gateway, uuid = %hub.record.uuid, name, "gateway registered");
     journal.note(EventKind::Gateway, format!("gateway {gateway} registered"));
-    party.gauge.enter(Stage::Gateway);
-    party.trace.ends(Ended::Registered);
-    party.leg.set_message_limit(shared.message_size);
-    let over = drive(&mut party, &hub, &place, shared).await;
+    session.gauge.enter(Stage::Gateway);
+    session.trace.ends(Ended::Registered);
+    session.leg.set_message_limit(shared.message_size);
+    let over = drive(&mut session, &hub, &place, shared).await;
     let (why, close) = match over {
         Over::Ended(End::Left | End::Finished) => (Goodbye::Left, None),
         Over::Ended(End::Failed | End::Lost(_)) => (Goodbye::Lost, None),
@@ -76,20 +76,20 @@ pub(super) async fn serve(mut party: Box<Party>, enrolled: Enrolled, shared: &Ar
     let (received, sent) = (bytes.received(), bytes.sent());
     info!(%gateway, reason, bytes_received = received, bytes_sent = sent, "gateway gone");
     journal.note(EventKind::Gateway, format!("gateway {gateway} gone: {reason}"));
-    party.gauge.enter(Stage::Greeting);
-    close_leg(&mut *party.leg, close, shared.timeouts.close).await;
+    session.gauge.enter(Stage::Greeting);
+    close_leg(&mut *session.leg, close, shared.timeouts.close).await;
 }
 
 /// Moves data until the gateway leaves, or must.
-async fn drive(party: &mut Party, hub: &Arc<Hub>, place: &Place, shared: &Arc<Shared>) -> Over {
+async fn drive(session: &mut Session, hub: &Arc<Hub>, place: &Place, shared: &Arc<Shared>) -> Over {
     let silence = shared.tunnel_proxy.inactivity;
     let server = Arc::clone(&shared.server);
-    let rules = party.endpoint.rules();
-    let Some(Role::Gateway(gateway)) = party.endpoint.role() else {
+    let rules = session.endpoint.rules();
+    let Some(Role::Gateway(gateway)) = session.endpoint.role() else {
         return Over::Closed(Close::Fault);
     };
     let control = GatewayControl::new(server, rules, gateway, silence, Instant::now());
-    let mut driver = Driver::new(&mut *party.leg, Arc::clone(hub), control, &shared.telemetry);
+    let mut driver = Driver::new(&mut *session.leg, Arc::clone(hub), control, &shared.telemetry);
     let (unwanted, patience) = (hub.record.is_unwanted(), shared.timeouts.close);
     let mut stop = pin!(async {
         tokio::select! {
