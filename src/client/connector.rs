@@ -44,6 +44,18 @@ const WRITE_BUFFER: usize = 72 * 1024;
 /// How to connect: options, each with a default, and then [`Connector::connect`].
 ///
 /// One connector serves any number of connections.
+///
+/// ```
+/// use std::time::Duration;
+/// use nymea_remoteproxy::client::{Connector, SetupError};
+///
+/// let connector = Connector::new("wss://proxy.example.com:1212")?
+///     .name("kitchen")
+///     .waiting_timeout(Duration::from_secs(30));
+/// assert!(connector.is_websocket());
+/// assert!(matches!(Connector::new("https://proxy.example.com"), Err(SetupError::Scheme)));
+/// # Ok::<(), SetupError>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Connector {
     url: Url,

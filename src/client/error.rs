@@ -129,6 +129,13 @@ pub enum ConnectError {
 
 impl ConnectError {
     /// Whether the same may well succeed later.
+    ///
+    /// ```
+    /// use nymea_remoteproxy::client::ConnectError;
+    ///
+    /// assert!(ConnectError::GoingAway.is_temporary());
+    /// assert!(!ConnectError::TokenRefused.is_temporary());
+    /// ```
     pub fn is_temporary(&self) -> bool {
         matches!(
             self,

@@ -29,6 +29,23 @@ const STOOD: Duration = Duration::from_mins(1);
 /// Registers under a UUID, and stays registered.
 ///
 /// The name is that of the [`Connector`].
+///
+/// ```no_run
+/// use nymea_remoteproxy::client::{ConnectError, Connector, Gateway};
+/// use tokio::io::AsyncWriteExt;
+/// use uuid::Uuid;
+///
+/// async fn serve(connector: Connector, uuid: Uuid) -> Result<(), ConnectError> {
+///     let mut apps = Gateway::new(connector, uuid).register().await?;
+///     loop {
+///         let mut app = apps.accept().await?;
+///         tokio::spawn(async move {
+///             app.write_all(b"hello\n").await?;
+///             app.shutdown().await
+///         });
+///     }
+/// }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Gateway {
     connector: Connector,

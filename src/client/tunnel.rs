@@ -30,6 +30,21 @@ use crate::protocol::Identity;
 ///   message are kept for the reader. With more than that and nobody reading, the connection
 ///   stands still, so read and write at the same time (split the tunnel, or
 ///   [`tokio::io::copy_bidirectional`]) unless you know that the other endpoint sends little.
+///
+/// Messages instead of bytes, each answered in its kind:
+///
+/// ```no_run
+/// use futures_util::{SinkExt, StreamExt};
+/// use nymea_remoteproxy::client::{Tunnel, TunnelError};
+///
+/// async fn echo(mut tunnel: Tunnel) -> Result<(), TunnelError> {
+///     while let Some(message) = tunnel.next().await {
+///         tunnel.send(message?).await?;
+///     }
+///     // The other endpoint has closed the tunnel in order.
+///     Ok(())
+/// }
+/// ```
 pub struct Tunnel {
     flow: Flow,
     other: Identity,
