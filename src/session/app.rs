@@ -3,21 +3,21 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::enrolment::{Place, app_record};
 use super::gateway::{GatewayPort, Hub, NotAttached};
 use super::origin::Origin;
+use super::own_registration::OwnRegistration;
 use super::tunnel::{Held, Legs, Tunnel};
 use super::{Session, Shared};
 use crate::cluster::{self, AppCall, Bridged, Incoming};
 use crate::ids::OfferId;
-use crate::observability::{Endpoint, Kind, Occurrence, TunnelFacts};
+use crate::observability::{AppRecord, Endpoint, Kind, Occurrence, TunnelFacts};
 use crate::protocol::{App, Profile, parse_uuid};
 use crate::rendezvous::Secret;
 use crate::trace_parent::TraceParent;
 
 /// An app that is attached to its gateway, and still to be served.
 pub(super) struct Attachment {
-    pub(super) place: Place,
+    pub(super) own: OwnRegistration,
     pub(super) far: Far,
     pub(super) profile: Profile,
     pub(super) setup: Option<TraceParent>,
@@ -42,8 +42,8 @@ impl Far {
 
 /// Runs the tunnel of an app that was answered that it is attached.
 pub(super) async fn serve(mut session: Box<Session>, attachment: Attachment, shared: &Arc<Shared>) {
-    let Attachment { place, far, profile, setup } = attachment;
-    let (id, kind) = (place.id(), far.kind());
+    let Attachment { own, far, profile, setup } = attachment;
+    let (id, kind) = (own.id(), far.kind());
     session.leg.set_message_limit(shared.message_size);
     session.record_established(setup, Instant::now(), shared);
     session.record_setup_time(shared);
@@ -54,7 +54,7 @@ pub(super) async fn serve(mut session: Box<Session>, attachment: Attachment, sha
     };
     let facts = TunnelFacts { id, kind, first, second };
     let tunnel = Tunnel::begin(facts, setup, &session.origin, shared);
-    tunnel.run(Legs { first: &mut *leg, second: &mut *session.leg }, Held::Uuid(place)).await;
+    tunnel.run(Legs { first: &mut *leg, second: &mut *session.leg }, Held::Uuid(own)).await;
 }
 
 /// Attaches an app of another node to a gateway of this one, and runs its tunnel here.
@@ -124,4 +124,15 @@ fn gateway_of(hub: &Hub) -> Endpoint {
 fn origin_of(hub: &Hub) -> Origin {
     let (id, client_addr) = (hub.record.connection, Some(hub.record.client_addr));
     Origin { id, client_addr, proxy_addr: None, trace: None }
+}
+
+/// The record of an app, for the address that it will get.
+pub(super) fn app_record(
+    id: OfferId,
+    app: &App,
+    peer_address: &str,
+    node: Option<String>,
+) -> impl FnOnce(u16) -> AppRecord {
+    let (uuid, name, peer_address) = (app.uuid, app.name.clone(), peer_address.to_owned());
+    move |socket_address| AppRecord::new(id, (uuid, name), (peer_address, node), socket_address)
 }

@@ -1,23 +1,22 @@
 //! How a connection is registered with the tunnel proxy: its UUID is claimed in the directory, and
 //! an app is attached to its gateway, on whichever node that is.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
-use super::app::{Attachment, Far};
+use super::app::{Attachment, Far, app_record};
 use super::gateway::{Enrolled as Gateway, Hub, NotAttached, Room};
-use super::probe::{Candidate, Listed};
+use super::own_registration::OwnRegistration;
+use super::probe::Candidate;
 use super::{Session, Shared, error_chain, note_no_bridge};
 use crate::cluster::client::BridgeError;
 use crate::cluster::{AppCall, Life, Refusal};
 use crate::ids::OfferId;
 use crate::observability::trace::{Bridging, Setup};
-use crate::observability::{AppRecord, GatewayRecord, Occurrence};
+use crate::observability::{GatewayRecord, Occurrence};
 use crate::protocol::{App, Generation, Identity, Profile, Role, TunnelProxyError, braced};
 use crate::rendezvous::{self, Holder, Home, Registered, Registration};
 use crate::trace_parent::TraceParent;
@@ -34,66 +33,6 @@ pub(super) enum Enrolled {
 /// What will come of a registration.
 pub(super) type Enrolling = BoxFuture<'static, Result<Enrolled, TunnelProxyError>>;
 
-/// A UUID's place in the directory, given back when dropped.
-pub(super) struct Place {
-    registration: Registration,
-    lost: CancellationToken,
-    shared: Arc<Shared>,
-    /// A rival that registers has this holder queried for a sign of life.
-    listed: Listed,
-}
-
-impl Place {
-    pub(super) fn id(&self) -> OfferId {
-        self.registration.id
-    }
-
-    /// Done when the UUID is no longer registered for this endpoint.
-    pub(super) async fn lost(&self) {
-        self.lost.cancelled().await;
-    }
-
-    /// Done when the endpoint has been silent for too long to keep its UUID from a rival.
-    pub(super) async fn silent(&self) {
-        self.listed.silent().await;
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.shared.directory.unregister(self.registration.uuid, self.registration.id);
-    }
-}
-
-/// The gateways of this node.
-#[derive(Default)]
-pub(super) struct Hubs {
-    by_id: Mutex<BTreeMap<OfferId, Arc<Hub>>>,
-}
-
-impl Hubs {
-    pub(super) fn get(&self, id: OfferId) -> Option<Arc<Hub>> {
-        self.lock().get(&id).cloned()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<OfferId, Arc<Hub>>> {
-        // Each change is a single step: what a panicking thread left behind is in order.
-        self.by_id.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Keeps a gateway among those of this node.
-pub(super) struct Open {
-    id: OfferId,
-    shared: Arc<Shared>,
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.shared.hubs.lock().remove(&self.id);
-    }
-}
-
 /// Begins to register a connection. From now on its leg is probed when a rival registers.
 pub(super) fn enrol(
     session: Box<Session>,
@@ -107,14 +46,14 @@ pub(super) fn enrol(
             let of = (session.origin.id, session.client_addr);
             let record = GatewayRecord::new(registration.id, of, (gateway.uuid, gateway.name));
             let record = Arc::new(record);
-            let (session, place) = listen(session, registration, Some(Arc::clone(&record)), shared);
-            (session, enrol_gateway(place, record, profile).boxed())
+            let (session, own) = listen(session, registration, Some(Arc::clone(&record)), shared);
+            (session, enrol_gateway(own, record, profile).boxed())
         }
         Role::App(app) => {
             let registration = Registration::new(app.uuid, rendezvous::Role::App);
-            let (session, place) = listen(session, registration, None, shared);
+            let (session, own) = listen(session, registration, None, shared);
             let (peer_address, trace) = (session.client_addr.to_string(), session.trace.place());
-            (session, enrol_app(place, app, peer_address, trace).boxed())
+            (session, enrol_app(own, app, peer_address, trace).boxed())
         }
     }
 }
@@ -125,12 +64,11 @@ fn listen(
     registration: Registration,
     gateway: Option<Arc<GatewayRecord>>,
     shared: &Arc<Shared>,
-) -> (Box<Session>, Place) {
+) -> (Box<Session>, OwnRegistration) {
     let Registration { id, secret, .. } = registration;
     let (leg, listed) = shared.probes.listen(Candidate { id, secret, gateway }, session.leg);
     session.leg = leg;
-    let lost = CancellationToken::new();
-    (session, Place { registration, lost, shared: Arc::clone(shared), listed })
+    (session, OwnRegistration::new(registration, listed, shared))
 }
 
 fn profile_of(uuid: uuid::Uuid, name: &str) -> Profile {
@@ -139,61 +77,60 @@ fn profile_of(uuid: uuid::Uuid, name: &str) -> Profile {
 }
 
 async fn enrol_gateway(
-    place: Place,
+    own: OwnRegistration,
     record: Arc<GatewayRecord>,
     profile: Profile,
 ) -> Result<Enrolled, TunnelProxyError> {
-    let Registration { id, secret, .. } = place.registration;
-    let shared = Arc::clone(&place.shared);
+    let secret = own.registration.secret;
+    let shared = Arc::clone(&own.shared);
     let room =
         Room { backlog: shared.tunnel_proxy.backlog, overflow: Arc::clone(&shared.overflow) };
     let hub = Hub::new(record, profile, secret, room);
     // Apps may come as soon as the directory knows it.
-    shared.hubs.lock().insert(id, Arc::clone(&hub));
-    let open = Open { id, shared: Arc::clone(&shared) };
-    let place = claim(place).await?;
-    Ok(Enrolled::Gateway(Gateway { hub, place, open }))
+    let open = shared.hubs.open(&hub, &shared);
+    let own = claim(own).await?;
+    Ok(Enrolled::Gateway(Gateway { hub, own, open }))
 }
 
 async fn enrol_app(
-    place: Place,
+    own: OwnRegistration,
     app: App,
     peer_address: String,
     connection: Option<TraceParent>,
 ) -> Result<Enrolled, TunnelProxyError> {
-    let shared = Arc::clone(&place.shared);
-    let id = place.id();
+    let shared = Arc::clone(&own.shared);
+    let id = own.id();
     let setup = Setup::new(&shared.telemetry.tracer, connection);
-    let attached = attach(place, &app, &peer_address, (&setup, connection)).await;
+    let attached = attach(own, &app, &peer_address, (&setup, connection)).await;
     let outcome = match &attached {
         Ok((_, far)) => Ok(far.kind()),
         Err(error) => Err(class_of(*error)),
     };
     setup.ends(id, None, outcome);
-    let (place, far) = attached?;
+    let (own, far) = attached?;
     let profile = profile_of(app.uuid, &app.name);
-    Ok(Enrolled::App(Box::new(Attachment { place, far, profile, setup: setup.place() })))
+    Ok(Enrolled::App(Box::new(Attachment { own, far, profile, setup: setup.place() })))
 }
 
 /// Claims the UUID of an app, and attaches it.
 async fn attach(
-    place: Place,
+    own: OwnRegistration,
     app: &App,
     peer_address: &str,
     (setup, connection): (&Setup, Option<TraceParent>),
-) -> Result<(Place, Far), TunnelProxyError> {
-    let shared = Arc::clone(&place.shared);
+) -> Result<(OwnRegistration, Far), TunnelProxyError> {
+    let shared = Arc::clone(&own.shared);
     let mut gateway = find(app, &shared).await?;
-    let place = claim(place).await?;
+    let own = claim(own).await?;
     for _ in 0..TRIES {
         let gone = gateway.id;
         let attached = match gateway.home {
-            Home::Here => attach_here(&place, gone, app, peer_address, &shared),
+            Home::Here => attach_here(&own, gone, app, peer_address, &shared),
             Home::There { node, secret, .. } => {
                 let tracer = &shared.telemetry.tracer;
                 let bridging = Bridging::new(tracer, setup.place(), connection);
                 let profile = profile_of(app.uuid, &app.name);
-                let call = AppCall { id: place.id(), peer_address: peer_address.into() };
+                let call = AppCall { id: own.id(), peer_address: peer_address.into() };
                 let Some(peers) = &shared.peers else {
                     return Err(TunnelProxyError::InternalServerError);
                 };
@@ -205,7 +142,7 @@ async fn attach(
             }
         };
         match attached {
-            Ok(far) => return Ok((place, far)),
+            Ok(far) => return Ok((own, far)),
             Err(Some(error)) => return Err(error),
             Err(None) => {
                 shared.directory.unregister(app.gateway, gone);
@@ -226,30 +163,19 @@ async fn find(app: &App, shared: &Arc<Shared>) -> Result<Holder, TunnelProxyErro
 
 /// The far end of an app whose gateway is on this node; `Err(None)` if that one is gone.
 fn attach_here(
-    place: &Place,
+    own: &OwnRegistration,
     gateway: OfferId,
     app: &App,
     peer_address: &str,
     shared: &Shared,
 ) -> Result<Far, Option<TunnelProxyError>> {
     let Some(hub) = shared.hubs.get(gateway) else { return Err(None) };
-    let record = app_record(place.id(), app, peer_address, None);
+    let record = app_record(own.id(), app, peer_address, None);
     match hub.attach(app.clone(), record) {
         Ok(port) => Ok(Far::Here { hub, port: Box::new(port) }),
         Err(NotAttached::Gone) => Err(None),
         Err(NotAttached::Full) => Err(Some(TunnelProxyError::InternalServerError)),
     }
-}
-
-/// The record of an app, for the address that it will get.
-pub(super) fn app_record(
-    id: OfferId,
-    app: &App,
-    peer_address: &str,
-    node: Option<String>,
-) -> impl FnOnce(u16) -> AppRecord {
-    let (uuid, name, peer_address) = (app.uuid, app.name.clone(), peer_address.to_owned());
-    move |socket_address| AppRecord::new(id, (uuid, name), (peer_address, node), socket_address)
 }
 
 /// What an app is told whose gateway could not be reached; `None` if that one is gone.
@@ -281,13 +207,13 @@ fn not_bridged(
 
 /// Claims a UUID in the directory. Another endpoint that has it keeps it, unless its own node has
 /// answered that it is gone.
-async fn claim(mut place: Place) -> Result<Place, TunnelProxyError> {
-    let (registration, shared) = (place.registration, Arc::clone(&place.shared));
+async fn claim(mut own: OwnRegistration) -> Result<OwnRegistration, TunnelProxyError> {
+    let (registration, shared) = (own.registration, Arc::clone(&own.shared));
     for _ in 0..TRIES {
         let holder = match Arc::clone(&shared.directory).register(registration).await {
             Ok(Registered::Yes { lost }) => {
-                place.lost = lost;
-                return Ok(place);
+                own.is_registered(lost);
+                return Ok(own);
             }
             Ok(Registered::Conflict(holder)) => holder,
             Err(_unavailable) => return Err(TunnelProxyError::InternalServerError),

@@ -14,6 +14,7 @@ mod gateway;
 mod negotiation;
 mod origin;
 mod own_offer;
+mod own_registration;
 mod probe;
 mod registry;
 mod tunnel;
@@ -29,8 +30,8 @@ use tracing::{Instrument, Span, debug, info, warn};
 
 use self::admission::{Admission, Ticket};
 use self::arrival::{Arrival, Welcomed};
-use self::enrolment::{Enrolled, Hubs};
-use self::gateway::Overflow;
+use self::enrolment::Enrolled;
+use self::gateway::{Hubs, Overflow};
 use self::negotiation::{Negotiation, Outcome};
 use self::origin::Origin;
 use self::probe::Probes;

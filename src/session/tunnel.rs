@@ -15,9 +15,9 @@ use tracing::field::display;
 use tracing::{Instrument, info};
 
 use super::claim::Claim;
-use super::enrolment::Place;
 use super::origin::Origin;
 use super::own_offer::OwnOffer;
+use super::own_registration::OwnRegistration;
 use super::registry::Partner;
 use super::{Session, Shared};
 use crate::cluster::{Bridged, Incoming, Refusal};
@@ -243,7 +243,7 @@ pub(super) enum Held {
     /// Nothing: the other node holds the offer of its endpoint.
     ByOther(PairingKey),
     /// The UUID of an app of this node.
-    Uuid(Place),
+    Uuid(OwnRegistration),
     /// Nothing: the app's node holds its UUID.
     Nothing,
 }
@@ -253,7 +253,7 @@ impl Held {
     /// memory.
     fn lost(&self) -> BoxFuture<'_, ()> {
         match self {
-            Self::Uuid(place) => place.lost().boxed(),
+            Self::Uuid(own) => own.lost().boxed(),
             Self::ByOwner(_) | Self::ByOther(_) | Self::Nothing => pending().boxed(),
         }
     }
@@ -333,7 +333,7 @@ impl<'a> Tunnel<'a> {
     fn release(&self, held: Held, ended: &relay::Ended) {
         match held {
             Held::ByOwner(offer) => drop(offer),
-            Held::Uuid(place) => drop(place),
+            Held::Uuid(own) => drop(own),
             // The owner's node may be dead, and would keep the key until its lease expires.
             Held::ByOther(key) if ended.has_lost(Side::First) => {
                 self.shared.rendezvous.release(key, self.id());

@@ -32,7 +32,7 @@ const LOOK: Duration = Duration::from_millis(50);
 const FAR_AWAY: Duration = Duration::from_hours(1);
 
 /// Why a gateway is over.
-pub(super) enum Over {
+pub(super) enum GatewayEnd {
     /// It has ended its connection, or that broke.
     Ended(End),
     /// It is to be closed with this.
@@ -62,7 +62,7 @@ pub(super) struct Driver<'a> {
     closing: Option<Close>,
     timer: Pin<Box<Sleep>>,
     /// The node drains: once it has no app, it is closed.
-    last: bool,
+    closes_when_empty: bool,
 }
 
 struct Attached {
@@ -105,12 +105,12 @@ impl<'a> Driver<'a> {
             flushed: false,
             closing: None,
             timer: Box::pin(sleep_until((Instant::now() + FAR_AWAY).into())),
-            last: false,
+            closes_when_empty: false,
         }
     }
 
     /// Runs until the gateway is over. May be dropped and called again.
-    pub(super) async fn run(&mut self) -> Over {
+    pub(super) async fn run(&mut self) -> GatewayEnd {
         poll_fn(|cx| self.poll(cx)).await
     }
 
@@ -120,13 +120,13 @@ impl<'a> Driver<'a> {
     }
 
     /// Whether it is closed as soon as it has no apps.
-    pub(super) fn is_last(&self) -> bool {
-        self.last
+    pub(super) fn closes_when_empty(&self) -> bool {
+        self.closes_when_empty
     }
 
     /// It is closed as soon as it has no apps.
-    pub(super) fn is_last_of_its_node(&mut self) {
-        self.last = true;
+    pub(super) fn close_when_empty(&mut self) {
+        self.closes_when_empty = true;
     }
 
     /// All its apps are closed, behind what was accepted for them.
@@ -138,11 +138,11 @@ impl<'a> Driver<'a> {
         }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Over> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<GatewayEnd> {
         // First: whatever happens from now on wakes this task.
         self.hub.listen(cx);
         if let Poll::Ready(end) = self.leg.poll_health(cx) {
-            return Poll::Ready(Over::Ended(end));
+            return Poll::Ready(GatewayEnd::Ended(end));
         }
         self.turn = Turn::new();
         while !self.turn.is_over() {
@@ -177,7 +177,7 @@ impl<'a> Driver<'a> {
             let now = Instant::now();
             self.control.handle_timeout(now);
             if self.full.is_some_and(|wait| wait.since + LOOK <= now) {
-                self.look(now);
+                self.check_wait(now);
             }
             let due = self.due();
             self.timer.as_mut().reset(due.into());
@@ -187,40 +187,40 @@ impl<'a> Driver<'a> {
     }
 
     /// Sends what there is for the gateway. True if there was anything.
-    fn poll_out(&mut self, cx: &mut Context<'_>) -> Result<bool, Over> {
+    fn poll_out(&mut self, cx: &mut Context<'_>) -> Result<bool, GatewayEnd> {
         self.fill();
         if !self.out.is_empty() {
             match self.leg.poll_ready(cx) {
                 Poll::Pending => return Ok(false),
-                Poll::Ready(Err(end)) => return Err(Over::Ended(end)),
+                Poll::Ready(Err(end)) => return Err(GatewayEnd::Ended(end)),
                 Poll::Ready(Ok(())) => {}
             }
             let block = self.out.split().freeze();
             self.turn.spend(block.len());
             self.hub.record.bytes.add_sent(block.len());
             self.flushed = false;
-            self.leg.send(cx, Chunk::binary(block)).map_err(Over::Ended)?;
+            self.leg.send(cx, Chunk::binary(block)).map_err(GatewayEnd::Ended)?;
             return Ok(true);
         }
         if !self.flushed
             && let Poll::Ready(flushed) = self.leg.poll_flush(cx)
         {
-            flushed.map_err(Over::Ended)?;
+            flushed.map_err(GatewayEnd::Ended)?;
             self.flushed = true;
             // An idle gateway keeps no buffer.
             self.out = BytesMut::new();
         }
-        self.closing.map_or(Ok(false), |close| Err(Over::Closed(close)))
+        self.closing.map_or(Ok(false), |close| Err(GatewayEnd::Closed(close)))
     }
 
     /// Makes frames of what there is, as long as there is room for them.
     fn fill(&mut self) {
-        if self.last && self.apps.is_empty() {
+        if self.closes_when_empty && self.apps.is_empty() {
             self.control.close(Close::Draining);
         }
         while self.out.len() < BLOCK && self.closing.is_none() {
             if let Some(action) = self.control.poll_action() {
-                self.act(action);
+                self.apply_action(action);
                 continue;
             }
             self.answered = true;
@@ -234,7 +234,7 @@ impl<'a> Driver<'a> {
         }
     }
 
-    fn act(&mut self, action: ControlAction) {
+    fn apply_action(&mut self, action: ControlAction) {
         match action {
             ControlAction::Send(message) => {
                 self.turn.spend_answer(message.len());
@@ -297,19 +297,19 @@ impl<'a> Driver<'a> {
                 Up::Gone => return self.forget(address),
             }
         }
-        self.hub.again(address);
+        self.hub.requeue(address);
     }
 
     /// An app is gone, and all it has sent has been taken.
     fn forget(&mut self, address: u16) {
         self.apps.remove(&address);
         self.hub.record.detached(address);
-        self.hub.free(address);
+        self.hub.free_address(address);
         self.control.client_disconnected(address);
     }
 
     /// Reads what comes from the gateway. True if anything came.
-    fn poll_in(&mut self, cx: &mut Context<'_>) -> Result<bool, Over> {
+    fn poll_in(&mut self, cx: &mut Context<'_>) -> Result<bool, GatewayEnd> {
         if !self.answered || self.closing.is_some() || self.must_wait() {
             return Ok(false);
         }
@@ -319,7 +319,7 @@ impl<'a> Driver<'a> {
         }
         match self.leg.poll_recv(cx) {
             Poll::Pending => Ok(false),
-            Poll::Ready(Err(end)) => Err(Over::Ended(end)),
+            Poll::Ready(Err(end)) => Err(GatewayEnd::Ended(end)),
             Poll::Ready(Ok(chunk)) => {
                 let now = Instant::now();
                 self.control.heard(now);
@@ -345,9 +345,9 @@ impl<'a> Driver<'a> {
     }
 
     /// Looks at what waiting costs the gateway, and makes room if it costs too much.
-    fn look(&mut self, now: Instant) {
+    fn check_wait(&mut self, now: Instant) {
         if let Some(Closed { gateway, app }) = self.hub.overflow().relieve(now) {
-            self.note_closed(gateway, app);
+            self.record_closed_app(gateway, app);
         }
         if let Some(wait) = self.full {
             self.full = self.charge(wait, now);
@@ -366,12 +366,12 @@ impl<'a> Driver<'a> {
         }
         if app.lane.end(Goodbye::Closed(Close::Backlog), true) {
             let id = app.record.id;
-            self.note_closed(self.hub.record.id, id);
+            self.record_closed_app(self.hub.record.id, id);
         }
         None
     }
 
-    fn note_closed(&self, gateway: OfferId, app: OfferId) {
+    fn record_closed_app(&self, gateway: OfferId, app: OfferId) {
         let closed = Occurrence::trouble("an app takes its data too slowly", "backlog");
         if self.telemetry.recurs(&closed) {
             warn!(%gateway, %app, "an app takes its data too slowly and is closed");
@@ -385,7 +385,7 @@ impl<'a> Driver<'a> {
                 self.answered = false;
                 self.control.receive(&data, last);
             }
-            slip::Event::Data { address, data, .. } => self.hand_down(address, data),
+            slip::Event::Data { address, data, .. } => self.push_to_app(address, data),
             slip::Event::Abandoned { address, passed_on, fault } => {
                 debug!(gateway = %self.hub.record.id, ?address, %fault, "a frame is broken");
                 self.telemetry.metrics.frame_broken();
@@ -403,7 +403,7 @@ impl<'a> Driver<'a> {
         }
     }
 
-    fn hand_down(&mut self, address: u16, data: Bytes) {
+    fn push_to_app(&mut self, address: u16, data: Bytes) {
         let Some(app) = self.apps.get(&address).filter(|_| !data.is_empty()) else { return };
         let size = data.len();
         match app.lane.push_down(data) {

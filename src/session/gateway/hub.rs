@@ -131,13 +131,13 @@ impl Hub {
     }
 
     /// An app has more, and waits for its next turn.
-    pub(super) fn again(&self, address: u16) {
+    pub(super) fn requeue(&self, address: u16) {
         self.lock().ready.push_back(address);
     }
 
     /// An app is gone: after all other addresses, another one may have its.
-    pub(super) fn free(&self, address: u16) {
-        self.lock().addresses.free(address);
+    pub(super) fn free_address(&self, address: u16) {
+        self.lock().addresses.free_address(address);
     }
 
     /// The gateway takes nobody any more. Those it has not been told of hear why.
@@ -192,7 +192,7 @@ impl Addresses {
         }
     }
 
-    fn free(&mut self, address: u16) {
+    fn free_address(&mut self, address: u16) {
         self.used.remove(&address);
     }
 }
@@ -206,10 +206,10 @@ mod tests {
         let mut addresses = Addresses::new(1..=4);
         let given: Vec<_> = std::iter::from_fn(|| addresses.take()).collect();
         assert_eq!(given, [1, 2, 3, 4]);
-        addresses.free(3);
-        addresses.free(2);
+        addresses.free_address(3);
+        addresses.free_address(2);
         assert_eq!(addresses.take(), Some(2));
-        addresses.free(2);
+        addresses.free_address(2);
         assert_eq!([addresses.take(), addresses.take()], [Some(3), Some(2)]);
         assert_eq!(addresses.take(), None);
     }

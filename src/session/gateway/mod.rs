@@ -7,6 +7,7 @@
 
 mod driver;
 mod hub;
+mod hubs;
 mod lane;
 mod overflow;
 mod port;
@@ -18,12 +19,14 @@ use std::time::Instant;
 use tokio::time::{sleep, timeout};
 use tracing::info;
 
-use self::driver::{Driver, Over};
+use self::driver::{Driver, GatewayEnd};
 pub(super) use self::hub::{Hub, NotAttached, Room};
+pub(super) use self::hubs::Hubs;
+use self::hubs::Open;
 use self::lane::Goodbye;
 pub(super) use self::overflow::Overflow;
 pub(super) use self::port::GatewayPort;
-use super::enrolment::{Open, Place};
+use super::own_registration::OwnRegistration;
 use super::{Session, Shared};
 use crate::observability::metrics::Stage;
 use crate::observability::trace::Ended;
@@ -36,13 +39,13 @@ use crate::transport::End;
 /// A gateway that is registered, and still to be served.
 pub(super) struct Enrolled {
     pub(super) hub: Arc<Hub>,
-    pub(super) place: Place,
+    pub(super) own: OwnRegistration,
     pub(super) open: Open,
 }
 
 /// Serves a gateway until its connection is over.
 pub(super) async fn serve(mut session: Box<Session>, enrolled: Enrolled, shared: &Arc<Shared>) {
-    let Enrolled { hub, place, open } = enrolled;
+    let Enrolled { hub, own, open } = enrolled;
     let Telemetry { metrics, journal, gateways, .. } = &shared.telemetry;
     let listed = gateways.begin(Arc::clone(&hub.record));
     let gateway = hub.record.id;
@@ -52,20 +55,20 @@ pub(super) async fn serve(mut session: Box<Session>, enrolled: Enrolled, shared:
     session.gauge.enter(Stage::Gateway);
     session.trace.ends(Ended::Registered);
     session.leg.set_message_limit(shared.message_size);
-    let over = drive(&mut session, &hub, &place, shared).await;
+    let over = drive(&mut session, &hub, &own, shared).await;
     let (why, close) = match over {
-        Over::Ended(End::Left | End::Finished) => (Goodbye::Left, None),
-        Over::Ended(End::Failed | End::Lost(_)) => (Goodbye::Lost, None),
-        Over::Closed(close @ (Close::Draining | Close::Dismissed)) => {
+        GatewayEnd::Ended(End::Left | End::Finished) => (Goodbye::Left, None),
+        GatewayEnd::Ended(End::Failed | End::Lost(_)) => (Goodbye::Lost, None),
+        GatewayEnd::Closed(close @ (Close::Draining | Close::Dismissed)) => {
             (Goodbye::Closed(close), Some(close))
         }
-        Over::Ended(End::Fault(close) | End::Closed(close)) | Over::Closed(close) => {
+        GatewayEnd::Ended(End::Fault(close) | End::Closed(close)) | GatewayEnd::Closed(close) => {
             (Goodbye::Lost, Some(close))
         }
     };
     // Nobody is attached to it any more, and its UUID is free, before the goodbyes are said.
     hub.close(why);
-    drop((listed, place, open));
+    drop((listed, own, open));
     let reason = match (why, close) {
         (_, Some(close)) => close.class(),
         (Goodbye::Left, None) => "left",
@@ -81,20 +84,25 @@ pub(super) async fn serve(mut session: Box<Session>, enrolled: Enrolled, shared:
 }
 
 /// Moves data until the gateway leaves, or must.
-async fn drive(session: &mut Session, hub: &Arc<Hub>, place: &Place, shared: &Arc<Shared>) -> Over {
+async fn drive(
+    session: &mut Session,
+    hub: &Arc<Hub>,
+    own: &OwnRegistration,
+    shared: &Arc<Shared>,
+) -> GatewayEnd {
     let silence = shared.tunnel_proxy.inactivity;
     let server = Arc::clone(&shared.server);
     let rules = session.endpoint.rules();
     let Some(Role::Gateway(gateway)) = session.endpoint.role() else {
-        return Over::Closed(Close::Fault);
+        return GatewayEnd::Closed(Close::Fault);
     };
     let control = GatewayControl::new(server, rules, gateway, silence, Instant::now());
     let mut driver = Driver::new(&mut *session.leg, Arc::clone(hub), control, &shared.telemetry);
     let (unwanted, patience) = (hub.record.is_unwanted(), shared.timeouts.close);
     let mut stop = pin!(async {
         tokio::select! {
-            () = place.lost() => Close::AlreadyRegistered,
-            () = place.silent() => Close::SilentGateway,
+            () = own.lost() => Close::AlreadyRegistered,
+            () = own.silent() => Close::SilentGateway,
             () = unwanted => Close::Dismissed,
             // Its apps come first: their tunnels end by themselves.
             () = async { shared.lifecycle.over().await; sleep(patience).await } => Close::Draining,
@@ -105,20 +113,20 @@ async fn drive(session: &mut Session, hub: &Arc<Hub>, place: &Place, shared: &Ar
         tokio::select! {
             over = driver.run() => break Err(over),
             close = &mut stop => break Ok(close),
-            () = &mut draining, if !driver.is_last() => driver.is_last_of_its_node(),
+            () = &mut draining, if !driver.closes_when_empty() => driver.close_when_empty(),
         }
     };
     let over = match close {
         Err(over) => over,
         Ok(close) => {
             driver.close(close);
-            timeout(patience, driver.run()).await.unwrap_or(Over::Closed(close))
+            timeout(patience, driver.run()).await.unwrap_or(GatewayEnd::Closed(close))
         }
     };
     driver.end(match &over {
-        Over::Ended(End::Left | End::Finished) => Goodbye::Left,
-        Over::Closed(close @ (Close::Draining | Close::Dismissed)) => Goodbye::Closed(*close),
-        Over::Ended(_) | Over::Closed(_) => Goodbye::Lost,
+        GatewayEnd::Ended(End::Left | End::Finished) => Goodbye::Left,
+        GatewayEnd::Closed(close @ (Close::Draining | Close::Dismissed)) => Goodbye::Closed(*close),
+        GatewayEnd::Ended(_) | GatewayEnd::Closed(_) => Goodbye::Lost,
     });
     over
 }
