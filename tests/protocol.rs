@@ -1,5 +1,5 @@
-//! What clients see before and while a tunnel comes to stand (sections 1 to 3 of the protocol),
-//! over real TLS WebSockets.
+//! What clients see until a tunnel is established (`src/protocol/README.md`, sections 1 to 3), over
+//! real TLS WebSockets.
 
 mod support;
 

@@ -1,6 +1,7 @@
-//! The tables of section 4 of the protocol, row by row: methods, errors, and requests in a stream.
-//! With every transport for the gateway and for the app, on one node and across two with a real
-//! Redis between them. Written from the specification, with bare sockets.
+//! The tables of the tunnel proxy (`src/protocol/README.md`, section 4), row by row: methods,
+//! errors, and requests in a stream. With every transport for the gateway and for the app, on one
+//! node and across two with a real Redis between them. Uses bare sockets and no code of the
+//! protocol.
 
 mod support;
 

@@ -1,7 +1,7 @@
-//! The rules of section 4 of the protocol for what goes through the tunnel proxy: notifications,
-//! SLIP, text and binary, and ends. With every transport for the gateway and for the app, on one
-//! node and across two with a real Redis between them. Written from the specification, with bare
-//! sockets.
+//! The rules for data through the tunnel proxy (`src/protocol/README.md`, section 4):
+//! notifications, SLIP, text and binary, and ends. With every transport for the gateway and for the
+//! app, on one node and across two with a real Redis between them. Uses bare sockets and no code of
+//! the protocol.
 
 mod support;
 

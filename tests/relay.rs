@@ -1,4 +1,5 @@
-//! What a tunnel carries and how it ends (section 6 of the protocol), over real TLS WebSockets.
+//! What a tunnel carries and how it ends (`src/protocol/README.md`, section 6), over real TLS
+//! WebSockets.
 
 mod support;
 

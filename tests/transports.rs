@@ -1,5 +1,5 @@
 //! Every way to a node: WebSocket, TLS, TCP and unix sockets, and tunnels between any two of them,
-//! on one node and over two (sections 1 to 3 and 6 of the protocol).
+//! on one node and over two (`src/protocol/README.md`, sections 1 to 3 and 6).
 
 mod support;
 

@@ -1,4 +1,4 @@
-//! Gateways and their apps on one node (section 4 of the protocol).
+//! Gateways and their apps on one node (`src/protocol/README.md`, section 4).
 
 mod support;
 

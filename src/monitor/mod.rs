@@ -1,10 +1,9 @@
-//! The monitor socket: a unix socket on which programs of this machine, such as
-//! `nymea-remoteproxy-monitor`, are told which gateways are here and who is attached to them
-//! (section 5 of the protocol).
+//! The monitor socket: a unix socket that lists the gateways of this node and their apps to programs
+//! of this machine, such as `nymea-remoteproxy-monitor` (`src/protocol/README.md`, section 5).
 //!
-//! A monitor sends `{"method":"refresh","params":{"printAll":false}}` as often as it likes, and
-//! gets one line of JSON for each: a [`Report`]. Whatever else it sends ends its connection. How
-//! a node knows what it reports is not known here: [`Statistics`] is all there is to ask.
+//! A monitor sends `{"method":"refresh","params":{"printAll":false}}` as often as it likes, and gets
+//! one line of JSON for each: a [`Report`]. Other input ends its connection. The numbers are
+//! provided by an implementation of [`Statistics`].
 
 mod report;
 

@@ -1,6 +1,6 @@
-//! What a monitor is told, as it is on the wire (section 5 of the protocol). It is also read by
-//! monitors, from this server and from the original, so that reading is lenient: what is missing
-//! is empty, and what is not known is left out.
+//! The report to a monitor, as it is on the wire (`src/protocol/README.md`, section 5). Monitors
+//! read it with the same types, from this server and from the original, so reading is lenient: a
+//! missing field is empty, an unknown one is ignored.
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,5 @@
-//! The state machine of one connection, from its first byte until its tunnel stands or it is
-//! registered with the tunnel proxy (sections 2 to 4 of the protocol).
+//! The state machine of one connection, from its first byte until its tunnel is established or it
+//! is registered with the tunnel proxy (`README.md`, sections 2 to 4).
 //!
 //! Chunks, verdicts, partners and the time go in; [`Action`]s come out of
 //! [`Endpoint::poll_action`], to be carried out in order.
@@ -203,7 +203,7 @@ impl Endpoint {
             self.close(Close::Loop);
             return;
         }
-        // Counted from 1 as in the seed; there is no other notification in these generations.
+        // Notifications are counted from 1, and these generations have no other one.
         let id = 1;
         let message = match profile.generation {
             Generation::One => notification(id, ESTABLISHED_GENERATION_1, None),

@@ -1,5 +1,5 @@
-//! What a registered gateway and the proxy say to each other at socket address 0 (section 4 of the
-//! protocol): JSON in the frames of one and the other.
+//! The JSON messages between a registered gateway and the proxy, in frames with socket address 0
+//! (`README.md`, section 4).
 //!
 //! The session of a gateway takes the frames apart ([`slip::Decoder`](super::slip::Decoder)), hands
 //! the data for [`PROXY_ADDRESS`](super::slip::PROXY_ADDRESS) to [`GatewayControl::receive`], and

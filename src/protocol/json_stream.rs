@@ -1,12 +1,12 @@
-//! Cuts a stream of bytes into JSON objects (section 1 of the protocol: objects may follow one
-//! another with or without white space between, and come in any number of pieces).
+//! Cuts a stream of bytes into JSON objects (`README.md`, section 1): they may follow one another
+//! with or without white space in between, and arrive in any number of pieces.
 //!
 //! It finds where an object ends and leaves the check of what is inside to the parser. Each byte
 //! is looked at once, whatever the pieces.
 
 use thiserror::Error;
 
-/// The largest request, in bytes from `{` to `}` (section 1).
+/// The largest request, in bytes from `{` to `}`.
 pub const MAX_REQUEST: usize = 10 * 1024;
 
 /// Why a stream cannot be cut any further. It stays so: the reader is of no more use.

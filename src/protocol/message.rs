@@ -1,4 +1,4 @@
-//! The JSON messages of section 1: requests in, responses and notifications out.
+//! The JSON messages (`README.md`, section 1): requests in, responses and notifications out.
 //!
 //! Every message out is compact JSON with a final line feed; clients look for it.
 
@@ -80,7 +80,7 @@ fn split_method(method: &str) -> Option<(&str, &str)> {
     (!namespace.is_empty() && !name.is_empty() && !name.contains('.')).then_some((namespace, name))
 }
 
-/// A request as a client sends it. Field order as in the seed.
+/// A request as a client sends it, with the order of fields that the original clients use.
 pub fn request(id: i64, method: &str, params: Option<Value>) -> String {
     #[derive(Serialize)]
     struct Message<'a> {

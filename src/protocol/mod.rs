@@ -1,10 +1,12 @@
-//! What clients and the proxy say to each other, in all three generations of the protocol.
+#![doc = include_str!("README.md")]
 //!
-//! Everything in here is pure: no IO, no clock, no randomness of its own. [`Endpoint`] is the
-//! state machine of one connection until its tunnel stands or it is registered; bytes, verdicts
-//! and the time go in, [`Action`]s come out, and [`session`](crate::session) carries them out.
-//! [`GatewayControl`] is the same for what a registered gateway and the proxy say to each other
-//! from then on, between the [frames](slip) of its apps.
+//! # In code
+//!
+//! Nothing here does IO, reads a clock or creates random numbers. [`Endpoint`] is the state machine of one
+//! connection until its tunnel is established or it is registered: chunks, verdicts and the time go
+//! in, [`Action`]s come out, and [`session`](crate::session) carries them out. [`GatewayControl`] is
+//! the state machine for the requests of a registered gateway, between the [frames](slip) of its
+//! apps.
 
 mod call;
 mod chunk;

@@ -1,9 +1,9 @@
-//! SLIP (RFC 1055) as the tunnel proxy uses it (section 4 of the protocol): frames of a big-endian
-//! socket address and data, on the stream of a registered server, in both directions.
+//! SLIP (RFC 1055) as the tunnel proxy uses it (`README.md`, section 4): frames of a big-endian
+//! socket address and data, on the stream of a registered gateway, in both directions.
 //!
-//! The session of a registered server feeds its [`Decoder`] with what comes, in whatever pieces,
-//! and writes with [`encode`]. Which addresses there are, and what is said on address 0, is not
-//! known here.
+//! The session of a gateway feeds its [`Decoder`] with received data, in pieces of any size, and
+//! writes with [`encode`]. Which addresses are in use, and the messages on address 0, are not known
+//! here.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use memchr::{memchr, memchr2};

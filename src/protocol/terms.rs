@@ -1,4 +1,4 @@
-//! What goes into an [`Endpoint`](super::Endpoint) and what comes out of it.
+//! What goes into an [`Endpoint`] and what comes out of it.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use super::{Close, PairingKey, Token};
 /// Which client generation a connection belongs to, told by what it sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Generation {
-    /// The seed: authenticates with a token and maybe a nonce.
+    /// The first protocol: authenticates with a token and maybe a nonce.
     One,
     /// Api 0.3: shows uuid and name, too.
     Two,

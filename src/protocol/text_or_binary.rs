@@ -1,6 +1,6 @@
-//! Makes messages of a stream of bytes: text where it is UTF-8, binary otherwise (sections 4 and 6
-//! of the protocol). This is the way from TCP, unix sockets and SLIP frames to an endpoint on
-//! WebSocket, whose text messages must be UTF-8 each on its own.
+//! Makes messages of a stream of bytes: text where it is UTF-8, binary otherwise (`README.md`,
+//! section 6). This is the way from TCP, unix sockets and SLIP frames to an endpoint on WebSocket,
+//! where each text message must be UTF-8 on its own.
 //!
 //! The relay calls it with what it has read, as it comes. What the other way needs, payload bytes
 //! without boundaries, is no work. When to give up waiting for the rest of a character is for the

@@ -1,5 +1,5 @@
-//! The terms of generation 3 (section 4 of the protocol): who registers, and what can be wrong with
-//! that. [`Endpoint`](super::Endpoint) speaks it until a connection is registered, and
+//! The terms of generation 3 (`README.md`, section 4): roles, and the errors of registrations.
+//! [`Endpoint`](super::Endpoint) speaks it until a connection is registered, and
 //! [`GatewayControl`](super::GatewayControl) with a registered gateway from then on.
 
 use serde_json::{Value, json};

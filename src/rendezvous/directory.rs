@@ -1,5 +1,5 @@
-//! Which UUIDs are registered, and where: the [`Directory`] of the tunnel proxy (section 4 of the
-//! protocol).
+//! Which UUIDs are registered, and where: the [`Directory`] of the tunnel proxy
+//! (`src/protocol/README.md`, section 4).
 //!
 //! Gateways and apps are in one key space: a UUID belongs to one endpoint of the cluster, whatever
 //! it is. An entry is alive as long as its node is; its owner alone takes it out.
