@@ -190,6 +190,7 @@ async fn a_tunnel_is_a_call_of_grpc_to_others_too() {
     let (certificate, key) = cluster.certificates.issue("visitor");
     let ca = cluster.certificates.ca();
     let channel = connect(node, &ca, Some((&certificate, &key))).await.expect("a connection");
+    #[expect(clippy::disallowed_methods, reason = "the test sends a handful of frames")]
     let (say, said) = tokio::sync::mpsc::unbounded_channel();
     let said = stream::unfold(said, async |mut said| Some((said.recv().await?, said)));
     let say = |content| say.send(Frame { content: Some(content) }).expect("it listens");

@@ -61,7 +61,7 @@ pub(super) async fn run(
 ) -> io::Error {
     let (from_proxy, to_proxy) = split(wire);
     let (outbound, frames) = mpsc::channel(OUTBOUND);
-    // Each app is in it once at most.
+    #[expect(clippy::disallowed_methods, reason = "each app is in it once at most")]
     let (unwanted, to_disconnect) = mpsc::unbounded_channel();
     let apps = Apps::default();
     let mut reader = Reader {
@@ -216,7 +216,10 @@ impl Reader<'_> {
             uuid: text("clientUuid"),
             peer_address: text("clientPeerAddress"),
         };
-        // Bounded by the room below, which all data takes before it is put in.
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "bounded by the room below, which all data takes before it is put in"
+        )]
         let (inbound, receiver) = mpsc::unbounded_channel();
         let left = Arc::new(AtomicBool::new(false));
         let ways = Ways {

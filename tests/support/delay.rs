@@ -38,6 +38,7 @@ async fn forward(client: TcpStream, server: u16, delay: Duration) {
     let Ok(server) = TcpStream::connect(("127.0.0.1", server)).await else { return };
     let (mut from_client, mut to_client) = client.into_split();
     let (mut from_server, mut to_server) = server.into_split();
+    #[expect(clippy::disallowed_methods, reason = "holds what is sent during one delay")]
     let (sender, mut late) = mpsc::unbounded_channel::<(Instant, Vec<u8>)>();
     let requests = async {
         let _ended = copy(&mut from_client, &mut to_server).await;

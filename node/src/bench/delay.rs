@@ -44,6 +44,7 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<ExitCode> {
 }
 
 async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, time: Duration) {
+    #[expect(clippy::disallowed_methods, reason = "holds what is sent during one delay")]
     let (sender, mut receiver) = mpsc::unbounded_channel();
     let reading = async move {
         loop {

@@ -91,6 +91,7 @@ pub(crate) fn told_to_end() -> io::Result<Receiver<()>> {
         thread::sleep(GRACE);
         // As above: a terminal that is gone needs nothing, and this must end in any case.
         let _raw = disable_raw_mode();
+        #[expect(clippy::disallowed_methods, reason = "the main thread may never return")]
         std::process::exit(1);
     });
     Ok(receiver)
