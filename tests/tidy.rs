@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// The modules of `src/`, lowest group first. A module may import modules of lower groups only; see
 /// the map in `src/README.md`.
@@ -289,7 +289,7 @@ impl File {
 
     /// The lines of a document, or the comments of a source file.
     fn prose(&self) -> impl Iterator<Item = &str> {
-        let is_document = self.path.ends_with(".md");
+        let is_document = Path::new(&self.path).extension().is_some_and(|it| it == "md");
         self.text.lines().filter_map(move |line| {
             if is_document { Some(line) } else { line.trim_start().strip_prefix("//") }
         })
@@ -341,7 +341,7 @@ fn files(folder: &str, extensions: &[&str]) -> Vec<File> {
                 folders.extend(is_source(&path).then_some(path));
             } else if path.extension().is_some_and(|it| extensions.iter().any(|known| it == *known))
             {
-                found.push(read(path));
+                found.push(read(&path));
             }
         }
     }
@@ -354,8 +354,8 @@ fn is_source(folder: &Path) -> bool {
     !["target", "results", "corpus"].iter().any(|other| folder.ends_with(other))
 }
 
-fn read(path: PathBuf) -> File {
-    let text = fs::read_to_string(&path).expect("a text file");
+fn read(path: &Path) -> File {
+    let text = fs::read_to_string(path).expect("a text file");
     let path = path.strip_prefix(root()).expect("a path below the root").display().to_string();
     File { path, text }
 }
