@@ -4,6 +4,7 @@
 //! All of it belongs to one node, not to the process. Nothing here ever sees a token, a nonce or
 //! payload; names, UUIDs and addresses are in traces and in the list of tunnels, never in metrics.
 
+mod facts;
 mod gateways;
 mod invariants;
 mod journal;
@@ -19,6 +20,7 @@ mod tunnels;
 use std::sync::Arc;
 use std::time::Instant;
 
+pub use self::facts::{Bridge, ConnectionEnd, Fact, TokenCheck, TunnelEnd};
 pub use self::gateways::{AppRecord, Bytes, GatewayGuard, GatewayRecord, Gateways};
 pub use self::invariants::Invariant;
 pub use self::journal::{Event, EventKind, Journal};

@@ -78,6 +78,19 @@ pub enum TunnelProxyError {
 pub(super) const NO_ERROR: &str = "TunnelProxyErrorNoError";
 
 impl TunnelProxyError {
+    /// Returns a short constant name for logs and metric labels.
+    pub const fn class(self) -> &'static str {
+        match self {
+            Self::InvalidUuid => "invalid_uuid",
+            Self::InternalServerError => "internal_server_error",
+            Self::ServerNotFound => "server_not_found",
+            Self::ForbiddenCall => "forbidden_call",
+            Self::AlreadyRegistered => "already_registered",
+            Self::NotRegistered => "not_registered",
+            Self::UnknownSocketAddress => "unknown_socket_address",
+        }
+    }
+
     /// As clients are told.
     pub const fn label(self) -> &'static str {
         match self {

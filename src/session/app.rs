@@ -10,7 +10,7 @@ use super::tunnel::{Held, Legs, Tunnel};
 use super::{Session, Shared};
 use crate::cluster::{self, AppCall, Bridged, Incoming};
 use crate::ids::OfferId;
-use crate::observability::{AppRecord, Endpoint, Kind, Occurrence, TunnelFacts};
+use crate::observability::{AppRecord, Bridge, Endpoint, Fact, Kind, TunnelFacts};
 use crate::protocol::{App, Profile, parse_uuid};
 use crate::rendezvous::Secret;
 use crate::trace_parent::TraceParent;
@@ -74,10 +74,8 @@ pub(super) async fn serve_bridged(
     let (hub, mut port) = match attached {
         Ok(attached) => attached,
         Err(refusal) => {
-            let refused = Occurrence::refused("a bridge was refused", refusal.to_string());
-            if shared.telemetry.recurs(&refused) {
-                tracing::info!(%gateway, app = %call.id, %refusal, "a bridge was refused");
-            }
+            let of = Bridge::App { gateway, app: call.id };
+            shared.telemetry.record(Fact::BridgeRefused { of, refusal: &refusal });
             return answer.refuse(refusal);
         }
     };

@@ -9,11 +9,11 @@ use tracing::{Instrument, Span, debug};
 
 use super::admission::Ticket;
 use super::origin::Origin;
-use super::{Listener, Session, Shared, error_chain, note_refusal};
+use super::{ErrorChain, Listener, Session, Shared};
 use crate::accept::Guest;
 use crate::ids::{ClientAddr, ConnectionId};
-use crate::observability::Telemetry;
 use crate::observability::metrics::{Stage, Step};
+use crate::observability::{Fact, Telemetry};
 use crate::protocol::Endpoint;
 use crate::transport::{AcceptError, Accepted, Refusal, Socket};
 
@@ -85,15 +85,15 @@ impl<'a> Arrival<'a> {
             if origin.proxy_addr.is_some() {
                 Span::current().record("client_addr", display(client));
             }
-            ticket.comes_from(client).inspect_err(|refusal| note_refusal(*refusal, client, shared))
+            ticket.comes_from(client).inspect_err(|refusal| shared.record_refusal(*refusal, client))
         };
         let accepted = listener.transport.accept(socket, peer, &mut admit);
         let accepted = timeout_at((since + shared.timeouts.handshake).into(), accepted);
         let accepted = tokio::select! {
             accepted = accepted => accepted,
             () = displaced.cancelled() => {
-                debug!("a connection had to give way before its handshake was done");
-                metrics.handshake_failed("displaced");
+                let (label, error) = ("displaced", &"it had to make room for another connection");
+                shared.telemetry.record(Fact::HandshakeFailed { label, error });
                 return None;
             }
         };
@@ -126,13 +126,13 @@ impl<'a> Arrival<'a> {
             // It is recorded already.
             Ok(Err(AcceptError::Refused(_))) => None,
             Ok(Err(error)) => {
-                debug!(error = %error_chain(&error), "handshake failed");
-                metrics.handshake_failed(error.label());
+                let (label, error) = (error.label(), &ErrorChain(&error));
+                shared.telemetry.record(Fact::HandshakeFailed { label, error });
                 None
             }
             Err(_) => {
-                debug!(after = ?shared.timeouts.handshake, "handshake took too long");
-                metrics.handshake_failed("timeout");
+                let error = &format_args!("not done within {:?}", shared.timeouts.handshake);
+                shared.telemetry.record(Fact::HandshakeFailed { label: "timeout", error });
                 None
             }
         }
@@ -141,13 +141,15 @@ impl<'a> Arrival<'a> {
     /// Answers that there is no room, unless many are answered so already.
     async fn refuse(self, refusal: Refusal) {
         let Self { socket, peer, listener, shared, .. } = self;
-        note_refusal(refusal, listener.transport.client_of(peer).unwrap_or(peer), shared);
+        shared.record_refusal(refusal, listener.transport.client_of(peer).unwrap_or(peer));
         if let Ok(_place) = shared.refusals.try_acquire() {
             let mut admit = |_| Err(refusal);
             let refused = listener.transport.accept(socket, peer, &mut admit);
             match timeout(shared.timeouts.handshake, refused).await {
                 Ok(Err(AcceptError::Refused(_)) | Ok(_)) | Err(_) => {}
-                Ok(Err(error)) => debug!(error = %error_chain(&error), "could not say so"),
+                Ok(Err(error)) => {
+                    debug!(error = %ErrorChain(&error), "a refusal could not be sent");
+                }
             }
         }
     }

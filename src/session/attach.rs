@@ -5,13 +5,12 @@ use std::sync::Arc;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use tracing::info;
 
 use super::registry::{NotWaiting, Partner};
 use super::{Shared, app};
 use crate::cluster::{self, Attach, Incoming, Life};
 use crate::ids::OfferId;
-use crate::observability::Occurrence;
+use crate::observability::{Bridge, Fact};
 use crate::rendezvous::{OfferState, Secret};
 
 impl Attach for Shared {
@@ -36,10 +35,8 @@ impl Attach for Shared {
                 NotWaiting::Paired => cluster::Refusal::Taken,
                 NotWaiting::WrongSecret => cluster::Refusal::Denied,
             };
-            let refused = Occurrence::refused("a bridge was refused", refusal.to_string());
-            if self.telemetry.recurs(&refused) {
-                info!(tunnel = %offer, %refusal, "a bridge was refused");
-            }
+            let of = Bridge::Offer(offer);
+            self.telemetry.record(Fact::BridgeRefused { of, refusal: &refusal });
             attaching.ends(&self.telemetry.tracer, Some(refusal.label()));
             bridge.answer.refuse(refusal);
         }

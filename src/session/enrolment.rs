@@ -5,18 +5,18 @@ use std::sync::Arc;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use tracing::{debug, info};
+use tracing::debug;
 
 use super::app::{Attachment, Far, app_record};
 use super::gateway::{Enrolled as Gateway, Hub, NotAttached, Room};
 use super::own_registration::OwnRegistration;
 use super::probe::Candidate;
-use super::{Session, Shared, error_chain, note_no_bridge};
+use super::{ErrorChain, Session, Shared};
 use crate::cluster::client::BridgeError;
 use crate::cluster::{AppCall, Life, Refusal};
 use crate::ids::OfferId;
 use crate::observability::trace::{Bridging, Setup};
-use crate::observability::{GatewayRecord, Occurrence};
+use crate::observability::{Fact, GatewayRecord};
 use crate::protocol::{App, Generation, Identity, Profile, Role, TunnelProxyError, braced};
 use crate::rendezvous::{self, Holder, Home, Registered, Registration};
 use crate::trace_parent::TraceParent;
@@ -104,7 +104,7 @@ async fn enrol_app(
     let attached = attach(own, &app, &peer_address, (&setup, connection)).await;
     let outcome = match &attached {
         Ok((_, far)) => Ok(far.kind()),
-        Err(error) => Err(class_of(*error)),
+        Err(error) => Err(error.class()),
     };
     setup.ends(id, None, outcome);
     let (own, far) = attached?;
@@ -199,7 +199,8 @@ fn not_bridged(
         | BridgeError::Call(_)
         | BridgeError::Timeout
         | BridgeError::Answer => {
-            note_no_bridge(address, gateway, error, shared);
+            let error = &ErrorChain(error);
+            shared.telemetry.record(Fact::BridgeFailed { address, offer: gateway, error });
             Some(TunnelProxyError::InternalServerError)
         }
     }
@@ -221,21 +222,16 @@ async fn claim(mut own: OwnRegistration) -> Result<OwnRegistration, TunnelProxyE
         let id = holder.id;
         let life = ask(holder, &shared).await?;
         let (uuid, label) = (registration.uuid, life.label());
-        shared.telemetry.metrics.probed(label);
-        match life {
-            Life::Alive | Life::Unknown => {
-                let refused = Occurrence::refused("a UUID is registered already", label);
-                if shared.telemetry.recurs(&refused) {
-                    info!(%uuid, holder = %id, life = label, "a UUID is registered already");
-                }
-                return Err(TunnelProxyError::AlreadyRegistered);
-            }
-            // Its node has said so, and only then: whatever else happened, the holder keeps it.
-            Life::Ended => {
-                info!(%uuid, holder = %id, "the former holder of a UUID is gone");
-                shared.directory.unregister(uuid, id);
-            }
+        // Only if its own node has answered so: whatever else happened, the holder keeps it.
+        let is_free = match life {
+            Life::Alive | Life::Unknown => false,
+            Life::Ended => true,
+        };
+        shared.telemetry.record(Fact::HolderProbed { uuid, holder: id, life: label, is_free });
+        if !is_free {
+            return Err(TunnelProxyError::AlreadyRegistered);
         }
+        shared.directory.unregister(uuid, id);
     }
     Err(TunnelProxyError::AlreadyRegistered)
 }
@@ -247,34 +243,10 @@ async fn ask(holder: Holder, shared: &Shared) -> Result<Life, TunnelProxyError> 
         (Home::There { node, secret, .. }, Some(peers)) => {
             let life = peers.probe(&node, (holder.id, secret)).await;
             life.map_err(|error| {
-                debug!(error = %error_chain(&error), "the holder of a UUID cannot be queried");
+                debug!(error = %ErrorChain(&error), "the holder of a UUID cannot be queried");
                 TunnelProxyError::InternalServerError
             })
         }
         (Home::There { .. }, None) => Err(TunnelProxyError::InternalServerError),
-    }
-}
-
-/// Counts what came of a registration, and notes it if it is refused.
-pub(super) fn note(role: &'static str, error: Option<TunnelProxyError>, shared: &Shared) {
-    shared.telemetry.metrics.registration(role, error.map_or("registered", class_of));
-    if let Some(error) = error {
-        let reason = format!("{role}, {}", class_of(error));
-        if shared.telemetry.recurs(&Occurrence::refused("registration refused", reason)) {
-            info!(role, reason = %error, "registration refused");
-        }
-    }
-}
-
-/// A short constant name for logs and metric labels.
-fn class_of(error: TunnelProxyError) -> &'static str {
-    match error {
-        TunnelProxyError::InvalidUuid => "invalid_uuid",
-        TunnelProxyError::InternalServerError => "internal_server_error",
-        TunnelProxyError::ServerNotFound => "server_not_found",
-        TunnelProxyError::ForbiddenCall => "forbidden_call",
-        TunnelProxyError::AlreadyRegistered => "already_registered",
-        TunnelProxyError::NotRegistered => "not_registered",
-        TunnelProxyError::UnknownSocketAddress => "unknown_socket_address",
     }
 }

@@ -19,6 +19,8 @@ mod probe;
 mod registry;
 mod tunnel;
 
+use std::error::Error;
+use std::fmt;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
@@ -26,7 +28,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use tokio::sync::Semaphore;
-use tracing::{Instrument, Span, debug, info, warn};
+use tracing::{Instrument, Span};
 
 use self::admission::{Admission, Ticket};
 use self::arrival::{Arrival, Welcomed};
@@ -38,13 +40,13 @@ use self::probe::Probes;
 use self::registry::Registry;
 use crate::accept::Guest;
 use crate::auth::Authenticator;
-use crate::cluster::client::{BridgeError, Peers};
+use crate::cluster::client::Peers;
 use crate::config::{Limits, Timeouts, TunnelProxy};
-use crate::ids::{ClientAddr, OfferId};
+use crate::ids::ClientAddr;
 use crate::lifecycle::Lifecycle;
 use crate::observability::metrics::ConnectionGauge;
 use crate::observability::trace::ConnectionTrace;
-use crate::observability::{Occurrence, Severity, Telemetry};
+use crate::observability::{Fact, Telemetry};
 use crate::protocol::{Action, Chunk, Close, Endpoint, Profile, Rules, ServerInfo};
 use crate::rendezvous::{Directory, Load, Rendezvous};
 use crate::transport::{Leg, Refusal, Transport};
@@ -212,11 +214,10 @@ pub async fn serve(guest: Guest, listener: Arc<Listener>, shared: Arc<Shared>) {
     }
 }
 
-fn note_refusal(refusal: Refusal, client: ClientAddr, shared: &Shared) {
-    shared.telemetry.metrics.connection_refused(refusal.label());
-    let refused = Occurrence::refused("connection refused", refusal.to_string());
-    if shared.telemetry.recurs(&refused.from(client.ip())) {
-        info!(reason = %refusal, "connection refused");
+impl Shared {
+    fn record_refusal(&self, refusal: Refusal, client: ClientAddr) {
+        let (label, client) = (refusal.label(), client.ip());
+        self.telemetry.record(Fact::ConnectionRefused { label, reason: &refusal, client });
     }
 }
 
@@ -249,29 +250,19 @@ async fn run(session: Box<Session>, span: Span, shared: &Arc<Shared>) {
     }
 }
 
-/// Records that there is no bridge to a node: one warning per node, however many endpoints try to
-/// get there and however often.
-fn note_no_bridge(address: &str, offer: OfferId, error: &BridgeError, shared: &Shared) {
-    let node_addr = address.escape_debug().to_string();
-    let occurrence = Occurrence::trouble("no bridge to another node", node_addr.clone());
-    let occurrence = Occurrence { severity: Severity::Info, ..occurrence };
-    let error = error_chain(error);
-    if shared.telemetry.recurs(&occurrence) {
-        warn!(node_addr, %offer, error, "no bridge to another node");
-    } else {
-        debug!(node_addr, %offer, error, "no bridge to another node");
-    }
-}
+/// An error with its causes, displayed in one line.
+struct ErrorChain<'a>(&'a dyn Error);
 
-/// An error with its causes, in one line.
-fn error_chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
+impl fmt::Display for ErrorChain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut source = self.0.source();
+        while let Some(cause) = source {
+            write!(f, ": {cause}")?;
+            source = cause.source();
+        }
+        Ok(())
     }
-    text
 }
 
 /// How long a connection may take for what, at most; for whoever waits for all of them.

@@ -11,8 +11,7 @@ use std::time::Instant;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use tracing::field::display;
-use tracing::{Instrument, info};
+use tracing::Instrument;
 
 use super::claim::Claim;
 use super::origin::Origin;
@@ -25,7 +24,7 @@ use crate::ids::OfferId;
 use crate::observability::metrics::{Stage, Step};
 use crate::observability::trace::Ended;
 use crate::observability::{
-    Endpoint, EventKind, Invariant, Kind, Occurrence, Telemetry, TunnelFacts, TunnelGuard,
+    Endpoint, Fact, Invariant, Kind, Telemetry, TunnelEnd, TunnelFacts, TunnelGuard,
 };
 use crate::protocol::{Action, Close, PairingKey, Profile};
 use crate::relay::{self, Report, Side, close_leg};
@@ -224,10 +223,7 @@ async fn refuse(
     other: Option<&mut dyn Leg>,
     shared: &Shared,
 ) {
-    if shared.telemetry.recurs(&Occurrence::refused("tunnel refused", close.class())) {
-        info!(%tunnel, reason = %close, "tunnel refused");
-    }
-    shared.telemetry.metrics.connection_closed(close.class());
+    shared.telemetry.record(Fact::TunnelRefused { tunnel, close });
     let patience = shared.timeouts.close;
     tokio::join!(close_leg(one, Some(close), patience), async {
         if let Some(other) = other {
@@ -282,15 +278,9 @@ impl<'a> Tunnel<'a> {
         origin: &'a Origin,
         shared: &'a Shared,
     ) -> Self {
-        let (tunnel, kind) = (facts.id, facts.kind.label());
-        let second = match &facts.second {
-            Endpoint::Here { connection, .. } => Some(display(connection)),
-            Endpoint::There { .. } => None,
-        };
-        let span = origin.span_of_tunnel(tunnel, setup);
-        info!(parent: &span, kind, second, "tunnel established");
-        let Telemetry { metrics, journal, tunnels, .. } = &shared.telemetry;
-        journal.note(EventKind::Tunnel, format!("tunnel {tunnel} established, {kind}"));
+        let span = &origin.span_of_tunnel(facts.id, setup);
+        shared.telemetry.record(Fact::TunnelEstablished { facts: &facts, span });
+        let Telemetry { metrics, tunnels, .. } = &shared.telemetry;
         Self { guard: tunnels.begin(facts, metrics), setup, origin, shared }
     }
 
@@ -346,26 +336,15 @@ impl<'a> Tunnel<'a> {
         self.guard.record().facts.id
     }
 
-    /// Writes the one line that sums the tunnel up, and its span.
     fn record_end(&self, report: &Report) {
-        let (record, since) = (self.guard.record(), self.guard.began());
-        let TunnelFacts { id, kind, .. } = record.facts;
-        info!(
-            kind = kind.label(),
-            generation = record.facts.generation(),
-            reason = %report.reason,
-            ended_by = ?report.ended_by,
-            bytes_forth = report.forth.bytes,
-            bytes_back = report.back.bytes,
-            messages_forth = report.forth.messages,
-            messages_back = report.back.messages,
-            duration_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX),
-            "tunnel ended"
-        );
-        let Telemetry { journal, tracer, .. } = &self.shared.telemetry;
-        let moved = report.forth.bytes + report.back.bytes;
-        let text = format!("tunnel {id} ended after {moved} bytes: {}", report.reason);
-        journal.note(EventKind::Tunnel, text);
-        tracer.tunnel(self.setup, record, since, report.reason);
+        self.shared.telemetry.record(Fact::TunnelEnded(TunnelEnd {
+            record: self.guard.record(),
+            setup: self.setup,
+            since: self.guard.began(),
+            reason: report.reason,
+            ended_by: &report.ended_by,
+            forth: report.forth,
+            back: report.back,
+        }));
     }
 }

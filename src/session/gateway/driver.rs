@@ -10,13 +10,12 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
 use tokio::time::{Sleep, sleep_until};
-use tracing::{debug, warn};
 
 use super::hub::{Hub, Newcomer};
 use super::lane::{Goodbye, Lane, Pushed, Up};
 use super::overflow::{Closed, Cost, Patience, Waited};
 use crate::ids::OfferId;
-use crate::observability::{AppRecord, Occurrence, Telemetry};
+use crate::observability::{AppRecord, Fact, Telemetry};
 use crate::protocol::slip::{self, Decoder, PROXY_ADDRESS};
 use crate::protocol::{Chunk, Close, ControlAction, GatewayControl, TunnelProxyError};
 use crate::transport::{End, Leg};
@@ -372,11 +371,7 @@ impl<'a> Driver<'a> {
     }
 
     fn record_closed_app(&self, gateway: OfferId, app: OfferId) {
-        let closed = Occurrence::trouble("an app takes its data too slowly", "backlog");
-        if self.telemetry.recurs(&closed) {
-            warn!(%gateway, %app, "an app takes its data too slowly and is closed");
-        }
-        self.telemetry.metrics.backlog_full();
+        self.telemetry.record(Fact::AppTooSlow { gateway, app });
     }
 
     fn handle(&mut self, event: slip::Event) {
@@ -387,8 +382,8 @@ impl<'a> Driver<'a> {
             }
             slip::Event::Data { address, data, .. } => self.push_to_app(address, data),
             slip::Event::Abandoned { address, passed_on, fault } => {
-                debug!(gateway = %self.hub.record.id, ?address, %fault, "a frame is broken");
-                self.telemetry.metrics.frame_broken();
+                let gateway = self.hub.record.id;
+                self.telemetry.record(Fact::FrameBroken { gateway, address, fault: &fault });
                 match address {
                     Some(PROXY_ADDRESS) if passed_on > 0 => self.control.abandon(),
                     // It cannot be told that the rest is missing.

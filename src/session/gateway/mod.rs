@@ -17,7 +17,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::time::{sleep, timeout};
-use tracing::info;
 
 use self::driver::{Driver, GatewayEnd};
 pub(super) use self::hub::{Hub, NotAttached, Room};
@@ -28,10 +27,9 @@ pub(super) use self::overflow::Overflow;
 pub(super) use self::port::GatewayPort;
 use super::own_registration::OwnRegistration;
 use super::{Session, Shared};
+use crate::observability::Fact;
 use crate::observability::metrics::Stage;
 use crate::observability::trace::Ended;
-use crate::observability::{EventKind, Telemetry};
-use crate::printable::Printable;
 use crate::protocol::{Close, GatewayControl, Role};
 use crate::relay::close_leg;
 use crate::transport::End;
@@ -46,12 +44,8 @@ pub(super) struct Enrolled {
 /// Serves a gateway until its connection is over.
 pub(super) async fn serve(mut session: Box<Session>, enrolled: Enrolled, shared: &Arc<Shared>) {
     let Enrolled { hub, own, open } = enrolled;
-    let Telemetry { metrics, journal, gateways, .. } = &shared.telemetry;
-    let listed = gateways.begin(Arc::clone(&hub.record));
-    let gateway = hub.record.id;
-    let name = Printable::name(&hub.record.name).to_string();
-    info!(%gateway, uuid = %hub.record.uuid, name, "gateway registered");
-    journal.note(EventKind::Gateway, format!("gateway {gateway} registered"));
+    let listed = shared.telemetry.gateways.begin(Arc::clone(&hub.record));
+    shared.telemetry.record(Fact::GatewayRegistered(&hub.record));
     session.gauge.enter(Stage::Gateway);
     session.trace.ends(Ended::Registered);
     session.leg.set_message_limit(shared.message_size);
@@ -74,11 +68,7 @@ pub(super) async fn serve(mut session: Box<Session>, enrolled: Enrolled, shared:
         (Goodbye::Left, None) => "left",
         (Goodbye::Lost | Goodbye::Closed(_), None) => "lost",
     };
-    metrics.gateway_ended(reason, hub.record.since.elapsed().unwrap_or_default());
-    let bytes = &hub.record.bytes;
-    let (received, sent) = (bytes.received(), bytes.sent());
-    info!(%gateway, reason, bytes_received = received, bytes_sent = sent, "gateway gone");
-    journal.note(EventKind::Gateway, format!("gateway {gateway} gone: {reason}"));
+    shared.telemetry.record(Fact::GatewayEnded { record: &hub.record, reason });
     session.gauge.enter(Stage::Greeting);
     close_leg(&mut *session.leg, close, shared.timeouts.close).await;
 }

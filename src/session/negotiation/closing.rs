@@ -2,19 +2,16 @@
 
 use std::sync::Arc;
 
-use tracing::{debug, info};
-
 use super::stage::{Event, Stage};
 use super::{Negotiation, Outcome};
 use crate::cluster::{Bridged, Refusal};
-use crate::observability::trace::Ended;
-use crate::observability::{Occurrence, metrics};
+use crate::observability::{ConnectionEnd, Fact, metrics};
 use crate::protocol::Close;
 use crate::relay::close_leg;
 use crate::rendezvous::Answer;
-use crate::session::Shared;
 use crate::session::claim::Claim;
 use crate::session::registry::Partner;
+use crate::session::{Session, Shared};
 use crate::transport::End;
 
 impl Negotiation<'_> {
@@ -24,10 +21,8 @@ impl Negotiation<'_> {
             End::Fault(close) | End::Closed(close) => self.close(Some(close)).await,
             End::Left | End::Finished | End::Failed => self.close(None).await,
             End::Lost(error) => {
-                debug!(%error, "connection lost");
-                self.shared.telemetry.metrics.connection_closed("lost");
                 let Self { mut session, stage, shared, .. } = self;
-                session.trace.ends(Ended::Lost);
+                session.record_end(ConnectionEnd::Lost(&error), shared);
                 withdraw(stage, "lost", shared)
             }
         }
@@ -48,8 +43,7 @@ impl Negotiation<'_> {
             return self.close(Some(close)).await;
         }
         let Self { mut session, stage, shared, .. } = self;
-        shared.telemetry.metrics.connection_closed(close.class());
-        session.trace.ends(Ended::Closed(close));
+        session.record_end(ConnectionEnd::Dropped(close), shared);
         withdraw(stage, close.class(), shared)
     }
 
@@ -79,19 +73,8 @@ impl Negotiation<'_> {
     /// Closes the connection of an endpoint that has left the rendezvous.
     async fn close_connection(self, close: Option<Close>, outcome: Outcome) -> Outcome {
         let Self { mut session, shared, .. } = self;
-        let label = close.map_or("left", Close::class);
-        shared.telemetry.metrics.connection_closed(label);
         session.gauge.enter(metrics::Stage::Greeting);
-        if let Some(close) = close {
-            let closed = Occurrence::refused("connection closed", label);
-            if shared.telemetry.recurs(&closed.from(session.client_addr.ip())) {
-                info!(reason = %close, "connection closed");
-            }
-            session.trace.ends(Ended::Closed(close));
-        } else {
-            debug!("client left");
-            session.trace.ends(Ended::Left);
-        }
+        session.record_end(close.map_or(ConnectionEnd::Left, ConnectionEnd::Closed), shared);
         let patience = shared.timeouts.close;
         let closing = async move { close_leg(&mut *session.leg, close, patience).await };
         if matches!(outcome, Outcome::Orphan(_)) {
@@ -101,6 +84,13 @@ impl Negotiation<'_> {
             closing.await;
         }
         outcome
+    }
+}
+
+impl Session {
+    fn record_end(&mut self, end: ConnectionEnd<'_>, shared: &Shared) {
+        let (client, trace) = (self.client_addr.ip(), &mut self.trace);
+        shared.telemetry.record(Fact::ConnectionEnded { end, client, trace });
     }
 }
 

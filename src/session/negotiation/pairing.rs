@@ -14,12 +14,13 @@ use super::{Negotiation, Outcome, Step};
 use crate::cluster::client::BridgeError;
 use crate::cluster::{Bridged, Refusal};
 use crate::ids::OfferId;
+use crate::observability::Fact;
 use crate::observability::metrics::Step as SetupStep;
 use crate::observability::trace::Bridging;
 use crate::protocol::{Close, PairingKey};
 use crate::rendezvous::{Answer, Home, RemoteNode, Secret, Waiting};
+use crate::session::ErrorChain;
 use crate::session::claim::Claim;
-use crate::session::note_no_bridge;
 use crate::session::own_offer::OwnOffer;
 use crate::session::registry::{NotWaiting, Partner};
 use crate::trace_parent::TraceParent;
@@ -215,7 +216,9 @@ impl<'a> Negotiation<'a> {
             | BridgeError::Call(_)
             | BridgeError::Timeout
             | BridgeError::Answer => {
-                note_no_bridge(&claim.address, claim.owner, error, self.shared);
+                let (address, offer) = (&*claim.address, claim.owner);
+                let error = &ErrorChain(error);
+                self.shared.telemetry.record(Fact::BridgeFailed { address, offer, error });
             }
         }
         self.stage = retry(claim.key, RETRY);

@@ -4,17 +4,13 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Instant;
 
-use tracing::{info, warn};
-
 use super::stage::Stage;
 use super::{Negotiation, Outcome, Step};
 use crate::auth;
-use crate::observability::Occurrence;
-use crate::observability::metrics::Step as SetupStep;
-use crate::printable::Printable;
+use crate::observability::{Fact, TokenCheck};
 use crate::protocol::{Role, Token, TunnelProxyError, Verdict};
+use crate::session::ErrorChain;
 use crate::session::enrolment::{self, Enrolled};
-use crate::session::{error_chain, note_refusal};
 
 impl<'a> Negotiation<'a> {
     /// Has a token checked; for a registration, if there is a role.
@@ -52,9 +48,10 @@ impl<'a> Negotiation<'a> {
             Role::App(_) => "app",
         };
         if let Err(refusal) = self.session.ticket.registers() {
-            note_refusal(refusal, self.session.client_addr, self.shared);
+            self.shared.record_refusal(refusal, self.session.client_addr);
             let error = TunnelProxyError::InternalServerError;
-            enrolment::note(label, Some(error), self.shared);
+            let answered = Fact::RegistrationAnswered { role: label, error: Some(error) };
+            self.shared.telemetry.record(answered);
             self.session.endpoint.registered(Err(error));
             self.stage = Stage::Greeting;
             return self;
@@ -73,7 +70,8 @@ impl<'a> Negotiation<'a> {
         self.input.has_actions = true;
         let refused = result.as_ref().err().copied();
         if let Stage::Registering { role, .. } = self.take_stage() {
-            enrolment::note(role, refused, self.shared);
+            let answered = Fact::RegistrationAnswered { role, error: refused };
+            self.shared.telemetry.record(answered);
         }
         self.session.endpoint.registered(refused.map_or(Ok(()), Err));
         let Ok(enrolled) = result else { return ControlFlow::Continue(self) };
@@ -90,7 +88,7 @@ impl<'a> Negotiation<'a> {
             auth::Verdict::Accepted(user) => match self.session.ticket.is_verified(user) {
                 Ok(()) => Verdict::Valid,
                 Err(refusal) => {
-                    note_refusal(refusal, self.session.client_addr, self.shared);
+                    self.shared.record_refusal(refusal, self.session.client_addr);
                     Verdict::NoRoom
                 }
             },
@@ -106,31 +104,24 @@ impl<'a> Negotiation<'a> {
     }
 
     fn record_verdict(&self, verdict: &auth::Verdict, since: Instant) {
-        let telemetry = &self.shared.telemetry;
-        let result = verdict.label();
-        let failed = matches!(verdict, auth::Verdict::Failed(_));
-        telemetry.metrics.authenticated(result, since.elapsed());
-        telemetry.metrics.step(SetupStep::Authenticate, since.elapsed());
-        self.session.trace.authenticated(since, result, failed);
-        let from = self.session.client_addr.ip();
-        match verdict {
-            auth::Verdict::Accepted(user) => {
-                let shown = |text: &String| Printable::name(text).to_string();
-                let (email, username) = (user.email.as_ref(), user.username.as_ref());
-                info!(email = email.map(shown), username = username.map(shown), "authenticated");
-            }
-            auth::Verdict::Refused => {
-                let refused = Occurrence::refused("token refused", "not valid").from(from);
-                if telemetry.recurs(&refused) {
-                    info!("token refused");
-                }
-            }
+        let chain;
+        let check = match verdict {
+            auth::Verdict::Accepted(user) => TokenCheck::Accepted {
+                email: user.email.as_deref(),
+                username: user.username.as_deref(),
+            },
+            auth::Verdict::Refused => TokenCheck::Refused,
             auth::Verdict::Failed(failure) => {
-                let failed = Occurrence::trouble("a token could not be checked", result).from(from);
-                if telemetry.recurs(&failed) {
-                    warn!(error = %error_chain(failure), "a token could not be checked");
-                }
+                chain = ErrorChain(failure);
+                TokenCheck::Failed(&chain)
             }
-        }
+        };
+        self.shared.telemetry.record(Fact::TokenChecked {
+            label: verdict.label(),
+            check,
+            since,
+            client: self.session.client_addr.ip(),
+            trace: &self.session.trace,
+        });
     }
 }
