@@ -14,8 +14,8 @@ pub enum Kind {
     Stream,
 }
 
-/// A piece of a message, at most `limits.message_size` bytes. Most messages are one chunk; large
-/// ones may travel in several, one behind the other, without other messages in between.
+/// A piece of a message, at most `limits.message_size` bytes. Most messages are one chunk; large ones
+/// may be several in sequence, without other messages in between.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chunk {
     /// The same for all chunks of a message.

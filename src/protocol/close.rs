@@ -1,4 +1,4 @@
-//! Why the proxy ends a connection, and the words in which it says so.
+//! The reasons for which the proxy ends a connection.
 
 use std::fmt;
 
@@ -27,20 +27,21 @@ pub enum Close {
     TooManyRequests,
     /// The token was refused.
     TokenRefused,
-    /// It could not be found out whether the token is valid.
+    /// The token could not be checked.
     AuthenticationUnavailable,
     /// No authentication within `timeouts.authentication`.
     AuthenticationTimeout,
-    /// The connection asked for nothing within `timeouts.inactivity`.
+    /// The connection requested neither authentication nor registration within
+    /// `timeouts.inactivity`.
     Inactive,
-    /// The other endpoint did not come within `timeouts.waiting`.
+    /// No other endpoint connected within `timeouts.waiting`.
     NobodyCame,
-    /// The tunnel of this token and nonce stands already.
+    /// Two other endpoints have the tunnel of this token and nonce already.
     Taken,
     /// Both endpoints showed the same UUID.
     Loop,
-    /// Data came after authentication and before the tunnel stood, or while a registration was
-    /// still to be answered.
+    /// Data was received after authentication and before the tunnel was established, or while a
+    /// registration was still to be answered.
     EarlyData,
     /// A registration showed a UUID that is none; the answer said so.
     InvalidUuid,
@@ -50,7 +51,7 @@ pub enum Close {
     AlreadyRegistered,
     /// A call that is not for this connection.
     ForbiddenCall,
-    /// It could not be found out who else has registered.
+    /// The directory could not be queried.
     RegistrationUnavailable,
     /// The gateway has sent nothing for too long.
     SilentGateway,
@@ -108,14 +109,15 @@ impl Close {
         }
     }
 
-    /// What the client is told; at most 123 bytes, as a close frame holds no more.
+    /// The text for the client; at most 123 bytes, as a close frame holds no more. Clients recognise
+    /// some reasons by it ([`ConnectError`](crate::client::ConnectError)), which must not change.
     pub const fn reason(self) -> &'static str {
         match self {
             Self::OtherLeft => "The other endpoint closed the tunnel.",
             Self::OtherLost => "The connection to the other endpoint was lost.",
             Self::Draining => "This node is shutting down. Please connect again.",
             Self::Dismissed => "An operator of this server ended the tunnel.",
-            Self::InvalidRequest => "Invalid request, see the answer to it.",
+            Self::InvalidRequest => "Invalid request. The response says why.",
             Self::RequestTooLarge => "A request must not be larger than 10 KiB.",
             Self::NoRoom => "Too many connections. Try again later.",
             Self::TooManyRequests => "Too many requests before authentication. Try again later.",
@@ -124,29 +126,27 @@ impl Close {
                 "Authentication is temporarily unavailable. Try again later."
             }
             Self::AuthenticationTimeout => "Not authenticated in time.",
-            Self::Inactive => "No authentication request came in time.",
+            Self::Inactive => "No authentication or registration request arrived in time.",
             Self::NobodyCame => "The other endpoint did not come in time. Try again later.",
             Self::Taken => "The tunnel of this token stands already.",
             Self::Loop => "Both endpoints have the same UUID.",
-            Self::EarlyData => "Data came before the tunnel was established.",
-            Self::InvalidUuid => "A UUID must not be null, and look like a UUID.",
+            Self::EarlyData => "Data was sent before the tunnel was established.",
+            Self::InvalidUuid => "A UUID in the registration is malformed or null.",
             Self::GatewayNotFound => "No server is registered under this UUID. Try again later.",
             Self::AlreadyRegistered => "The UUID or this connection is registered already.",
-            Self::ForbiddenCall => "This call is not for this connection.",
+            Self::ForbiddenCall => "This call is not allowed on this connection.",
             Self::RegistrationUnavailable => {
                 "Registration is temporarily unavailable. Try again later."
             }
-            Self::SilentGateway => "Nothing came for too long. A server must ping.",
+            Self::SilentGateway => "The server sent nothing for too long. It must ping.",
             Self::Disconnected => "The server disconnected this client.",
-            Self::Backlog => "Data was taken so slowly that too much was waiting.",
+            Self::Backlog => "Data was read so slowly that too much of it was waiting.",
             Self::MessageTooLarge => "The message is too large for this server.",
             Self::TransportViolation => "The data violates the transport protocol.",
             Self::InvalidText => "A text message must be UTF-8.",
-            Self::IdleFrames => {
-                "Too many frames without data came before the tunnel was established."
-            }
-            Self::Stalled => "No data was taken for too long.",
-            Self::Unresponsive => "No answer to pings.",
+            Self::IdleFrames => "Too many frames without data before the tunnel was established.",
+            Self::Stalled => "No data was read for too long.",
+            Self::Unresponsive => "Pings were not answered.",
             Self::Fault => "The server failed.",
         }
     }

@@ -39,10 +39,9 @@ pub struct Endpoint {
     rules: Rules,
     state: State,
     inbox: JsonStream,
-    /// The message that came last is complete.
+    /// The last message is complete.
     message_ended: bool,
-    /// What has come since the last request and is not part of any: bytes of white space, and
-    /// empty pieces.
+    /// Bytes of white space, and empty pieces, since the last request.
     blank: usize,
     requests: u32,
     actions: VecDeque<Action>,
@@ -126,8 +125,8 @@ impl Endpoint {
         matches!(self.state, State::Established)
     }
 
-    /// Takes a chunk of a message from the client, until the tunnel stands or the connection is
-    /// registered. [`Endpoint::poll_action`] must have had nothing more to say just before.
+    /// Takes a chunk of a message from the client, until the tunnel is established or the connection
+    /// is registered. [`Endpoint::poll_action`] must have returned `None` just before.
     pub fn receive(&mut self, chunk: &Chunk) {
         let belongs_to_request = self.is_trailing_space(chunk);
         self.message_ended = chunk.last;
@@ -157,7 +156,7 @@ impl Endpoint {
         same_message && chunk.kind != Kind::Binary && is_blank(&chunk.data)
     }
 
-    /// What brings no request forward may be as much as the largest request.
+    /// Input that is not part of a request is bounded by the size of the largest request.
     fn count_blank(&mut self, chunk: &Chunk) {
         if chunk.data.is_empty() || (!self.inbox.is_within_object() && is_blank(&chunk.data)) {
             self.blank += chunk.data.len().max(1);
@@ -167,12 +166,12 @@ impl Endpoint {
         }
     }
 
-    /// Says that the client sends nothing more, as a byte stream can: what has come is complete.
+    /// The client sends nothing more, as a byte stream can end: the received data is complete.
     pub fn finished(&mut self) {
         self.message_ended = true;
     }
 
-    /// Takes what came of [`Action::Authenticate`], or of the token in [`Action::Register`].
+    /// Takes the result of [`Action::Authenticate`], or of the token in [`Action::Register`].
     pub fn authenticated(&mut self, now: Instant, verdict: Verdict) {
         if verdict != Verdict::Valid {
             return self.refuse_authentication(verdict);
@@ -196,7 +195,7 @@ impl Endpoint {
         self.state = State::Waiting { key, profile, until: now + self.rules.waiting };
     }
 
-    /// Takes the other endpoint's profile: the tunnel stands, unless it would be a loop.
+    /// Takes the profile of the other endpoint: the tunnel is established, unless it would be a loop.
     pub fn paired(&mut self, other: &Profile) {
         let State::Waiting { profile, .. } = &self.state else { return };
         if profile.identity.same_uuid(&other.identity) {
@@ -217,14 +216,14 @@ impl Endpoint {
         self.state = State::Established;
     }
 
-    /// Takes what came of [`Action::Register`].
+    /// Takes the result of [`Action::Register`].
     pub fn registered(&mut self, result: Result<(), TunnelProxyError>) {
         if self.closes_for_early_data() {
             return;
         }
         let State::Registering { request, role, token_unchecked, .. } = &self.state else { return };
         let (request, role) = (*request, role.clone());
-        // A token that nobody has found valid opens nothing.
+        // A registration with an unchecked token is refused.
         let forbidden = *token_unchecked && result.is_ok();
         let result = if forbidden { Err(TunnelProxyError::ForbiddenCall) } else { result };
         let flow_control = matches!(&role, Role::Gateway(gateway) if gateway.flow_control);
@@ -235,7 +234,7 @@ impl Endpoint {
         }
     }
 
-    /// Says that [`Endpoint::deadline`] may have passed.
+    /// To be called when [`Endpoint::deadline`] may have passed.
     pub fn handle_timeout(&mut self, now: Instant) {
         if self.deadline().is_none_or(|deadline| now < deadline) {
             return;
@@ -279,8 +278,8 @@ impl Endpoint {
         }
     }
 
-    /// Closes the connection if there is data after its request. It must get no partner, which would
-    /// miss that data.
+    /// Closes the connection if there is data after its request. It must not be paired: the partner
+    /// would miss that data.
     fn closes_for_early_data(&mut self) -> bool {
         let pending = match self.state {
             State::Authenticating { .. } | State::Waiting { .. } | State::Registering { .. } => {

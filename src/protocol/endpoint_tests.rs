@@ -21,7 +21,7 @@ const RULES: Rules = Rules {
 #[path = "registration_tests.rs"]
 mod registration;
 
-/// A connection on a clock that only moves when told to.
+/// A connection on a clock that the test moves.
 struct Fixture {
     endpoint: Endpoint,
     now: Instant,

@@ -67,7 +67,7 @@ impl GatewayControl {
         Self {
             flow_control: gateway.flow_control,
             server,
-            // A gateway is what it is: it can not be paired by token any more.
+            // A gateway cannot be paired by token any more.
             offered: Offered { authentication: false, ..rules.offered() },
             silence,
             heard_at: now,
@@ -93,13 +93,13 @@ impl GatewayControl {
         (!self.closed).then(|| self.heard_at + self.silence)
     }
 
-    /// Says that bytes came from the gateway, whatever they are and for whom.
+    /// Records that the gateway has sent something, for any address.
     pub fn heard(&mut self, now: Instant) {
         self.heard_at = now;
     }
 
     /// Takes data for address 0: a frame, or with more to come a piece of one.
-    /// [`GatewayControl::poll_action`] must have had nothing more to say just before.
+    /// [`GatewayControl::poll_action`] must have returned `None` just before.
     pub fn receive(&mut self, data: &[u8], last: bool) {
         if !self.closed {
             self.inbox.push(data);
@@ -107,13 +107,13 @@ impl GatewayControl {
         }
     }
 
-    /// Says that the frame with what was received last is broken: what is left of it is dropped.
+    /// Drops the rest of the current frame, which is broken.
     pub fn abandon(&mut self) {
         self.inbox = JsonStream::default();
         self.frame_ended = true;
     }
 
-    /// Tells the gateway that an app has attached; `peer_address` is where it comes from.
+    /// Notifies the gateway that an app has attached; `peer_address` is the IP address of the app.
     pub fn client_connected(&mut self, app: &App, peer_address: &str, address: u16) {
         let params = json!({
             "clientName": app.name,
@@ -124,12 +124,12 @@ impl GatewayControl {
         self.notify(CLIENT_CONNECTED, params);
     }
 
-    /// Tells the gateway that an app has left, or was closed.
+    /// Notifies the gateway that an app has left, or was closed.
     pub fn client_disconnected(&mut self, address: u16) {
         self.notify(CLIENT_DISCONNECTED, json!({ "socketAddress": address }));
     }
 
-    /// Tells the gateway that an app has taken this much of what was for it, if it wants to know.
+    /// Notifies a gateway with flow control that an app has taken so many bytes.
     pub fn client_received(&mut self, address: u16, bytes: usize) {
         if self.flow_control {
             let params = json!({ "socketAddress": address, "byteCount": bytes });
@@ -137,12 +137,12 @@ impl GatewayControl {
         }
     }
 
-    /// Takes what came of [`ControlAction::Disconnect`].
+    /// Takes the result of [`ControlAction::Disconnect`].
     pub fn disconnected(&mut self, request: i64, result: Result<(), TunnelProxyError>) {
         self.send(disconnect_response(request, result));
     }
 
-    /// Says that [`GatewayControl::deadline`] may have passed.
+    /// To be called when [`GatewayControl::deadline`] may have passed.
     pub fn handle_timeout(&mut self, now: Instant) {
         if self.deadline().is_some_and(|deadline| deadline <= now) {
             self.close(Close::SilentGateway);

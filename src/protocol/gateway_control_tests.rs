@@ -254,7 +254,7 @@ fn a_silent_gateway_is_closed() {
 }
 
 proptest! {
-    /// What comes out of the frames of a stream is the same, however that is cut.
+    /// The messages from a stream of frames do not depend on where it is cut.
     #[test]
     fn any_split_of_the_stream_gives_the_same_actions(
         frames in prop::collection::vec(prop::sample::select(vec![

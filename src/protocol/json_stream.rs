@@ -70,7 +70,7 @@ impl JsonStream {
         Ok(next)
     }
 
-    /// Says that the input ends here: an error if that is within an object.
+    /// Checks that the input may end here: an error within an object.
     pub fn finish(&self) -> Result<(), FramingError> {
         if self.is_empty() { Ok(()) } else { Err(FramingError::Incomplete) }
     }
@@ -85,7 +85,7 @@ impl JsonStream {
         self.scanned > 0
     }
 
-    /// What has come behind the objects that were given out, white space included.
+    /// The input after the objects that were given out, including white space.
     pub(crate) fn into_rest(self) -> Vec<u8> {
         self.buffer
     }

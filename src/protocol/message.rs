@@ -5,21 +5,20 @@
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-/// A request whose frame is in order; whether method and params make sense is for
-/// `methods` to say.
+/// A well-formed request. Method and params are checked by `methods`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Request {
     /// Chosen by the client, echoed in the response.
     pub id: i64,
     /// The part of `method` before the dot.
     pub namespace: String,
-    /// The part of `method` behind the dot.
+    /// The part of `method` after the dot.
     pub method: String,
     /// `params`, empty if there were none.
     pub params: Map<String, Value>,
 }
 
-/// The answer to a request that is not accepted; the connection closes behind it.
+/// The answer to a request that is not accepted; then the connection is closed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
     /// The request's id, -1 if it has none.

@@ -38,7 +38,7 @@ pub struct ServerInfo {
 #[derive(Clone, Copy)]
 pub(super) enum Type {
     String,
-    /// Text that should be a UUID; one that is not gets an answer of its own.
+    /// Text that should be a UUID; a malformed one is answered by `TunnelProxyErrorInvalidUuid`.
     Uuid,
     UInt,
     Bool,
@@ -77,9 +77,9 @@ const METHODS: &[Method] = &[
     Method {
         namespace: AUTHENTICATION,
         name: "Authenticate",
-        description: "Authenticate this connection. Two connections that show the same token and \
-            nonce get a tunnel. With uuid and name the other endpoint learns who is there. If the \
-            token is refused, the connection is closed.",
+        description: "Authenticate this connection. Two connections with the same token and nonce \
+            get a tunnel. Uuid and name are sent to the other endpoint. If the token is refused, the \
+            connection is closed.",
         params: &[
             required(TOKEN, Type::String),
             optional("nonce", Type::String, None),
@@ -92,7 +92,7 @@ const METHODS: &[Method] = &[
     Method {
         namespace: "RemoteProxy",
         name: "Hello",
-        description: "Ask who this server is and which version of the protocol it speaks.",
+        description: "Get the name of this server, its version and the version of its protocol.",
         params: &[],
         returns: &[
             required("server", Type::String),
@@ -118,12 +118,12 @@ const METHODS: &[Method] = &[
         namespace: TUNNEL_PROXY,
         name: "RegisterServer",
         description: "Register this connection as a server, to which many clients can attach under \
-            its serverUuid. On success everything behind the answer is SLIP in both directions: \
-            frames of a socket address (16 bit, big-endian) and data, where address 0 is this \
-            server (JSON). If the registration is refused, the connection is closed. With \
-            flowControl, clientWindow is what may be sent to each client before ClientReceived \
-            says that it was taken, in bytes; each frame (of at most 64 KiB) counts for its data \
-            and 128 bytes.",
+            its serverUuid. On success all data after the response is SLIP in both directions: \
+            frames of a socket address (16 bit, big-endian) and data, where address 0 is this proxy \
+            (JSON). If the registration is refused, the connection is closed. With flowControl, \
+            clientWindow is the number of bytes that may be sent to each client before \
+            ClientReceived reports that they were taken; each frame (of at most 64 KiB) counts for \
+            its data and 128 bytes.",
         params: &[
             required("serverName", Type::String),
             required("serverUuid", Type::Uuid),
@@ -141,8 +141,8 @@ const METHODS: &[Method] = &[
         namespace: TUNNEL_PROXY,
         name: "RegisterClient",
         description: "Attach this connection as a client to the server that has registered under \
-            serverUuid. On success everything behind the answer comes from that server and goes to \
-            it. If the registration is refused, the connection is closed.",
+            serverUuid. On success all data after the response is from that server or for it. If \
+            the registration is refused, the connection is closed.",
         params: &[
             required("clientName", Type::String),
             required("clientUuid", Type::Uuid),
@@ -163,8 +163,8 @@ const METHODS: &[Method] = &[
     Method {
         namespace: TUNNEL_PROXY,
         name: "Ping",
-        description: "Get the timestamp back. A registered server must send something at least \
-            once a minute, and this will do.",
+        description: "Get the timestamp back. A registered server that sends nothing for too long \
+            (by default a minute) is closed; this call prevents that.",
         params: &[required("timestamp", Type::UInt)],
         returns: &[required("timestamp", Type::UInt)],
         call: |params| Call::Ping { timestamp: take_uint(params, "timestamp") },
@@ -194,23 +194,23 @@ const NOTIFICATIONS: &[Notification] = &[
     Notification {
         tunnel_proxy: false,
         name: ESTABLISHED_GENERATION_2,
-        description: "The tunnel stands. This is the last message of the server's own: all data \
-            behind it comes from the other endpoint, whose name and uuid are given. Sent to \
-            connections that authenticated with uuid and name.",
+        description: "The tunnel is established. This is the last message from the server: all data \
+            after it is from the other endpoint, which has this name and uuid. Sent to connections \
+            that authenticated with uuid and name.",
         params: &[required("name", Type::String), required("uuid", Type::String)],
     },
     Notification {
         tunnel_proxy: false,
         name: ESTABLISHED_GENERATION_1,
-        description: "The tunnel stands. This is the last message of the server's own: all data \
-            behind it comes from the other endpoint. Sent to connections that authenticated \
-            without uuid and name.",
+        description: "The tunnel is established. This is the last message from the server: all data \
+            after it is from the other endpoint. Sent to connections that authenticated without \
+            uuid and name.",
         params: &[],
     },
     Notification {
         tunnel_proxy: true,
         name: CLIENT_CONNECTED,
-        description: "A client has attached to this server. Data from and for it bears this \
+        description: "A client has attached to this server. Frames from and for it have this \
             socketAddress from now on. Sent to registered servers.",
         params: &[
             required("clientName", Type::String),
@@ -228,8 +228,8 @@ const NOTIFICATIONS: &[Notification] = &[
     Notification {
         tunnel_proxy: true,
         name: CLIENT_RECEIVED,
-        description: "The client with this socketAddress has taken byteCount more of what was sent \
-            to it, counted as for clientWindow. Sent to servers that registered with flowControl.",
+        description: "The client with this socketAddress has taken byteCount more bytes, counted as \
+            for clientWindow. Sent to servers that registered with flowControl.",
         params: &[required("socketAddress", Type::UInt), required("byteCount", Type::UInt)],
     },
 ];

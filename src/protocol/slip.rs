@@ -26,8 +26,8 @@ pub const WHOLE_FRAME: usize = 64 * 1024;
 /// What came out of the stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A frame, or a piece of a large one. The pieces of a frame come one behind the other,
-    /// without other events in between.
+    /// A frame, or a piece of a large one. The pieces of a frame follow one another without other
+    /// events in between.
     Data {
         /// The client it is for.
         address: u16,
@@ -36,13 +36,13 @@ pub enum Event {
         /// Whether the frame ends here. A frame that is small enough is one event with `last`.
         last: bool,
     },
-    /// A frame is broken. Nothing of it comes any more, and what comes next is another frame.
+    /// A frame is broken. Its rest is dropped, and the next event belongs to another frame.
     Abandoned {
         /// The client it was for, if that was still to be seen.
         address: Option<u16>,
-        /// How much of it came as [`Event::Data`] before: 0 but for large frames. The client has
-        /// that, without the rest, and cannot be told where its data ends: whoever promises it
-        /// complete data must close it.
+        /// The bytes of this frame passed on as [`Event::Data`] before: 0 except for large frames.
+        /// The client has received these without the rest, and the stream cannot express that. If it
+        /// was promised complete data, it must be closed.
         passed_on: usize,
         /// What was wrong.
         fault: Fault,
@@ -52,8 +52,8 @@ pub enum Event {
 /// What is wrong with a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum Fault {
-    /// Behind ESC was neither the escaped END nor the escaped ESC.
-    #[error("a SLIP frame has a byte other than DC or DD behind DB")]
+    /// The byte after ESC was neither the escaped END nor the escaped ESC.
+    #[error("a SLIP frame has a byte other than DC or DD after DB")]
     BadEscape,
     /// One byte: no complete address.
     #[error("a SLIP frame of one byte has no room for its socket address")]
@@ -63,9 +63,9 @@ pub enum Fault {
 /// Finds the frames in a stream of bytes.
 ///
 /// A frame of up to [`WHOLE_FRAME`] bytes of data is held back until it is complete, so that a
-/// broken one leaves no trace. What is larger is passed on as it comes from there on, so that a
-/// decoder never holds more than that, however large a frame is. Empty frames are skipped. A frame
-/// that is not complete when the stream ends is none: drop the decoder.
+/// broken one leaves no trace. A larger one is passed on in pieces from there on, so that a decoder
+/// never holds more than that, however large a frame is. Empty frames are skipped. An incomplete frame
+/// at the end of the stream is ignored: drop the decoder.
 #[derive(Debug)]
 pub struct Decoder {
     whole: usize,
@@ -100,9 +100,9 @@ impl Decoder {
         Self { whole: whole.max(1), frame: Frame::Held, escaped: false, held: BytesMut::new() }
     }
 
-    /// Takes from `input` what makes the next event. `None` says that all of it was taken: call
-    /// again with what comes next. Until then the rest may stay where it is for as long as there
-    /// is no room for another event.
+    /// Takes the bytes of the next event from `input`. Returns `None` when all of it was taken: call
+    /// again with the next input. After an event, the rest of `input` may stay where it is for as long
+    /// as there is no room for another event.
     pub fn next_event(&mut self, input: &mut impl Buf) -> Option<Event> {
         while input.has_remaining() {
             let chunk = input.chunk();
@@ -228,7 +228,7 @@ pub fn encode(address: u16, data: &[u8], out: &mut BytesMut) {
     end_frame(out);
 }
 
-/// Begins a frame whose data comes in pieces: [`push_data`] for each, then [`end_frame`].
+/// Begins a frame with data in pieces: [`push_data`] for each, then [`end_frame`].
 pub fn start_frame(address: u16, out: &mut BytesMut) {
     push_data(&address.to_be_bytes(), out);
 }

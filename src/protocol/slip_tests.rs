@@ -68,8 +68,8 @@ fn outcomes(whole: usize, events: Vec<Event>) -> Vec<Outcome> {
     outcomes
 }
 
-/// The same by the book, a byte at a time, from all the input at once; the data in front of what
-/// is broken stands for what may have been passed on.
+/// A reference decoder, a byte at a time, from all the input at once. The data of a broken frame
+/// before its fault is an upper bound of what may have been passed on.
 fn by_the_book(input: &[u8]) -> Vec<Outcome> {
     let complete = input.iter().rposition(|byte| *byte == 0xC0).map_or(0, |at| at + 1);
     let mut outcomes = Vec::new();

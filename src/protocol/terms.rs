@@ -1,4 +1,4 @@
-//! What goes into an [`Endpoint`] and what comes out of it.
+//! The input and output types of an [`Endpoint`].
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use super::methods::Offered;
 use super::tunnel_proxy::Role;
 use super::{Close, PairingKey, Token};
 
-/// Which client generation a connection belongs to, told by what it sent.
+/// The protocol generation of a connection, decided by its first call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Generation {
     /// The first protocol: authenticates with a token and maybe a nonce.
@@ -19,7 +19,7 @@ pub enum Generation {
     Three,
 }
 
-/// Who an endpoint says it is; empty for generation 1. Nobody vouches for it.
+/// The identity that an endpoint claims, unverified; empty for generation 1.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Identity {
     /// As the client wrote it.
@@ -36,27 +36,27 @@ impl Identity {
     }
 }
 
-/// What one endpoint of a tunnel has to know about the other.
+/// The data about one endpoint of a tunnel that the other one needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Profile {
     /// Decides which notification the endpoint gets.
     pub generation: Generation,
-    /// Told to the other endpoint.
+    /// Sent to the other endpoint.
     pub identity: Identity,
 }
 
-/// What came of a token.
+/// The result of checking a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The token is good.
+    /// The token is valid.
     Valid,
-    /// The token is bad.
+    /// The token is not valid.
     Invalid,
     /// The authentication server did not answer in time.
     Timeout,
-    /// The authentication server could not be asked or did not make sense.
+    /// The authentication server could not be queried, or its answer was not valid.
     Unavailable,
-    /// The token is good, but its user has too many connections.
+    /// The token is valid, but its user has too many connections.
     NoRoom,
 }
 
@@ -71,15 +71,15 @@ pub struct Rules {
     pub waiting: Duration,
     /// Requests before authentication.
     pub requests: u32,
-    /// Whether the tunnel proxy (generation 3) is there.
+    /// Whether the tunnel proxy (generation 3) is enabled.
     pub tunnel_proxy: bool,
-    /// Whether who registers as a gateway must show a token.
+    /// Whether gateways must present a token.
     pub token_for_gateways: bool,
-    /// Whether who registers as an app must show a token.
+    /// Whether apps must present a token.
     pub token_for_apps: bool,
-    /// What a gateway with flow control may send to each app before it hears that it was taken: in
-    /// bytes, where each frame counts for [`FRAME_OVERHEAD`](super::FRAME_OVERHEAD) besides its
-    /// data.
+    /// The bytes that a gateway with flow control may send to each app before it is notified that
+    /// they were taken. Each frame counts for its data and
+    /// [`FRAME_OVERHEAD`](super::FRAME_OVERHEAD).
     pub app_window: u32,
 }
 
@@ -113,6 +113,6 @@ pub enum Action {
         /// `None` if none is demanded.
         token: Option<Token>,
     },
-    /// Send what is still to be sent, then close. Nothing follows.
+    /// Send all pending data, then close. No action follows.
     Close(Close),
 }

@@ -2,9 +2,8 @@
 //! section 6). This is the way from TCP, unix sockets and SLIP frames to an endpoint on WebSocket,
 //! where each text message must be UTF-8 on its own.
 //!
-//! The relay calls it with what it has read, as it comes. What the other way needs, payload bytes
-//! without boundaries, is no work. When to give up waiting for the rest of a character is for the
-//! caller to say: there is no clock in here.
+//! It is fed with each piece as it was read. The opposite direction needs no conversion. As there is
+//! no clock here, the caller decides how long to wait for the rest of a character.
 
 use bytes::Bytes;
 
@@ -18,10 +17,10 @@ const LONGEST_PART: usize = 3;
 /// Each piece makes one message at most, and nothing is ever changed, lost or out of order. A piece
 /// that ends within a code point is text up to there; the rest waits for its other bytes:
 ///
-/// - they come: it is the beginning of the next text;
-/// - others come: it was no UTF-8, and goes out as binary together with the piece that showed it;
-/// - nothing comes: it is the stream's end, or the pause of one that is not text but looked like
-///   it. [`TextOrBinary::flush`] sends it as binary.
+/// - if they arrive, it is the beginning of the next text;
+/// - if others arrive, it was no UTF-8, and is sent as binary together with the piece that showed it;
+/// - if nothing arrives, the stream has ended, or pauses and was not text.
+///   [`TextOrBinary::flush`] sends it as binary.
 ///
 /// A piece with anything else than UTF-8 in it is binary as a whole, up to its last byte: there
 /// is nothing to wait for.
@@ -65,8 +64,7 @@ impl TextOrBinary {
         self.part_size > 0
     }
 
-    /// What is held back, and behind it `piece`. Only where there is something held back are bytes
-    /// copied.
+    /// The bytes held back, followed by `piece`. Bytes are copied only if some were held back.
     fn with_part(&mut self, piece: Bytes) -> Bytes {
         match std::mem::take(&mut self.part_size) {
             0 => piece,

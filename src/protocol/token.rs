@@ -15,7 +15,7 @@ impl Token {
         Self(token.into())
     }
 
-    /// The secret itself, for whoever must send it on.
+    /// The secret itself, to be sent to the authentication server or the proxy.
     pub fn reveal(&self) -> &str {
         &self.0
     }
@@ -50,7 +50,7 @@ impl PairingKey {
 }
 
 impl fmt::Debug for PairingKey {
-    /// Shows nothing: whoever reads a log could otherwise test guesses at weak tokens.
+    /// Shows nothing: a reader of the log could otherwise test guesses at weak tokens.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("PairingKey(…)")
     }

@@ -22,22 +22,22 @@ pub enum Role {
     App(App),
 }
 
-/// What a gateway says of itself. Nobody vouches for it.
+/// The claims of a gateway about itself, unverified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gateway {
     /// Apps find it by this.
     pub uuid: Uuid,
     /// As the gateway wrote it.
     pub name: String,
-    /// It sends to each app no more than fits into a window, and wants to hear when there is room
-    /// again. An extension of this server: the public releases know nothing of it.
+    /// The gateway sends each app no more than fits into a window, and is notified when there is room
+    /// again. An extension of this server that the public releases do not have.
     pub flow_control: bool,
 }
 
-/// What a frame counts for in a window besides its data, in bytes.
+/// The bytes that a frame takes from a window in addition to its data.
 pub const FRAME_OVERHEAD: usize = 128;
 
-/// What an app says of itself. Nobody vouches for it.
+/// The claims of an app about itself, unverified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct App {
     /// Its own.
@@ -48,13 +48,13 @@ pub struct App {
     pub gateway: Uuid,
 }
 
-/// Why the tunnel proxy does not do what it was asked to.
+/// Why the tunnel proxy does not carry out a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Error)]
 pub enum TunnelProxyError {
-    /// What should be a UUID is none, or the null one.
+    /// A UUID is malformed, or null.
     #[error("a UUID is not valid")]
     InvalidUuid,
-    /// It could not be found out who else is registered.
+    /// The directory could not be queried.
     #[error("the registration is not available")]
     InternalServerError,
     /// No gateway has registered under this UUID.
@@ -74,7 +74,7 @@ pub enum TunnelProxyError {
     UnknownSocketAddress,
 }
 
-/// What is said where there is no error.
+/// The value of `tunnelProxyError` on success.
 pub(super) const NO_ERROR: &str = "TunnelProxyErrorNoError";
 
 impl TunnelProxyError {
@@ -91,7 +91,7 @@ impl TunnelProxyError {
         }
     }
 
-    /// As clients are told.
+    /// The value of `tunnelProxyError` on the wire.
     pub const fn label(self) -> &'static str {
         match self {
             Self::InvalidUuid => "TunnelProxyErrorInvalidUuid",
@@ -104,7 +104,7 @@ impl TunnelProxyError {
         }
     }
 
-    /// Why a connection is closed whose registration is refused.
+    /// The reason for closing a connection after a refused registration.
     pub(super) const fn close(self) -> Close {
         match self {
             Self::InvalidUuid => Close::InvalidUuid,
@@ -144,13 +144,13 @@ pub fn parse_uuid(text: &str) -> Option<Uuid> {
     Uuid::try_parse(plain).ok().filter(|uuid| !uuid.is_nil())
 }
 
-/// A UUID as clients are told: with braces, in lower case.
+/// A UUID as it is sent to clients: with braces, in lower case.
 pub fn braced(uuid: Uuid) -> String {
     uuid.braced().to_string()
 }
 
-/// The answer to `RegisterServer` or `RegisterClient`. Status is `success`, whatever came of it.
-/// The window is told to gateways with flow control.
+/// The answer to `RegisterServer` or `RegisterClient`. Its status is `success` also with an error.
+/// The window is for gateways with flow control.
 pub(super) fn registration_response(
     request: i64,
     kind: RoleKind,
