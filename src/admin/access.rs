@@ -17,7 +17,7 @@ pub struct Access {
     pub(super) tls: Option<ServerTls>,
 }
 
-/// Why somebody gets no answer.
+/// Why a request is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Denied {
     pub(super) status: StatusCode,
@@ -95,7 +95,8 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
-/// Whether `host[:port]` cannot be somebody else's name for this machine.
+/// Whether `host[:port]` is `localhost` or an IP address, and not a name that a foreign DNS server has
+/// pointed at this machine.
 fn is_local_name(host: &str) -> bool {
     let name = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|digit| digit.is_ascii_digit()) => name,

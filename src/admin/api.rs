@@ -32,13 +32,13 @@ use crate::accept::Room;
 use crate::ids::{ClientAddr, OfferId};
 use crate::observability::{Endpoint, EventKind, Metrics, TunnelRecord};
 
-/// The largest body of a request, in bytes.
+/// The largest request body, in bytes.
 const MAX_BODY: usize = 16 * 1024;
 /// How long an answer may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Streams at once.
 const STREAMS: usize = 16;
-/// Tunnels in an answer, unless asked otherwise, and at most.
+/// Tunnels in a response, unless requested otherwise, and at most.
 const PAGE: usize = 100;
 const MAX_PAGE: usize = 1000;
 
@@ -48,8 +48,9 @@ const STATUS_PAGE: &str = include_str!("status.html");
 #[openapi(
     info(
         title = "nymea-remoteproxy, admin",
-        description = "What operators can see and change of a node. Where admin.token is set, all \
-                       but /healthz and /readyz needs \"Authorization: Bearer <token>\".",
+        description = "The state of a node, and changes to it, for operators. Where admin.token is \
+                       set, all paths except /healthz and /readyz require \"Authorization: Bearer \
+                       <token>\".",
         license(name = "GPL-3.0-only")
     ),
     paths(
@@ -87,8 +88,8 @@ pub(super) struct App {
     paths: String,
 }
 
-/// All metrics at a time. To gather them keeps a processor busy, so one request does it for all that
-/// have come before it began.
+/// The metrics of one moment. Gathering them keeps a processor busy, so one request does it for all
+/// requests that arrived before it began.
 struct Looked {
     since: Instant,
     text: Bytes,
@@ -132,7 +133,7 @@ pub(super) fn router(admin: Arc<Admin>, history: Arc<History>) -> Router {
         .with_state(app)
 }
 
-/// Nobody gets what is not for them, and nobody waits for ever.
+/// Refuses requests without access, and bounds the time of a response.
 async fn guard(
     State(app): Shared,
     Extension(connection): Extension<Connection>,
@@ -176,7 +177,7 @@ async fn wrong_method() -> Response {
     problem(StatusCode::METHOD_NOT_ALLOWED, "this path has other methods, see the header Allow")
 }
 
-/// The status page. What it shows, it asks for by itself.
+/// The status page, which requests its data by itself.
 async fn page() -> Response {
     let nonce = format!("{:032x}", rand::random::<u128>());
     let policy = format!(
@@ -192,19 +193,20 @@ async fn page() -> Response {
     (headers, STATUS_PAGE.replace("{nonce}", &nonce)).into_response()
 }
 
-/// Whether the node lives.
+/// Liveness: whether the node runs.
 #[utoipa::path(get, path = "/healthz", tag = "health", responses(
-    (status = 200, description = "It does.", body = String, content_type = "text/plain")
+    (status = 200, description = "The node runs.", body = String, content_type = "text/plain")
 ))]
 async fn healthz() -> &'static str {
     "alive\n"
 }
 
-/// Whether the node should get new clients.
+/// Readiness: whether the node accepts new clients.
 #[utoipa::path(get, path = "/readyz", tag = "health", responses(
-    (status = 200, description = "It should.", body = String, content_type = "text/plain"),
-    (status = 503, description = "It should not, and why.", body = String,
-     content_type = "text/plain")
+    (status = 200, description = "The node accepts new clients.", body = String,
+     content_type = "text/plain"),
+    (status = 503, description = "The node accepts no new clients, for these reasons.",
+     body = String, content_type = "text/plain")
 ))]
 async fn readyz(State(app): Shared) -> (StatusCode, String) {
     let reasons = (app.admin.unready)();
@@ -215,9 +217,10 @@ async fn readyz(State(app): Shared) -> (StatusCode, String) {
     }
 }
 
-/// All metrics in the text format of Prometheus.
+/// Returns all metrics.
 #[utoipa::path(get, path = "/metrics", tag = "health", responses(
-    (status = 200, description = "Metrics.", body = String, content_type = "text/plain")
+    (status = 200, description = "Metrics in the text format of Prometheus.", body = String,
+     content_type = "text/plain")
 ))]
 async fn metrics(State(app): Shared) -> impl IntoResponse {
     let came = Instant::now();
@@ -229,17 +232,17 @@ async fn metrics(State(app): Shared) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, Metrics::content_type())], looked.text.clone())
 }
 
-/// This node.
+/// Returns the state of this node.
 #[utoipa::path(get, path = "/api/v1/node", tag = "node", responses(
-    (status = 200, description = "Its state.", body = NodeState)
+    (status = 200, description = "The state of this node.", body = NodeState)
 ))]
 async fn node(State(app): Shared) -> Json<NodeState> {
     Json(NodeState::of(&app.admin))
 }
 
-/// Sends new and waiting clients elsewhere; standing tunnels go on.
+/// Drains the node: new and waiting clients are sent to other nodes, established tunnels continue.
 #[utoipa::path(post, path = "/api/v1/node/drain", tag = "node", responses(
-    (status = 200, description = "It does so now.", body = NodeState)
+    (status = 200, description = "The node is draining.", body = NodeState)
 ))]
 async fn drain(State(app): Shared) -> Json<NodeState> {
     if !app.admin.lifecycle.is_draining() {
@@ -250,15 +253,15 @@ async fn drain(State(app): Shared) -> Json<NodeState> {
     Json(NodeState::of(&app.admin))
 }
 
-/// Serves new clients again.
+/// Ends a drain: the node accepts new clients again.
 #[utoipa::path(post, path = "/api/v1/node/undrain", tag = "node", responses(
-    (status = 200, description = "It does so now.", body = NodeState),
-    (status = 409, description = "The node is ending.", body = Problem)
+    (status = 200, description = "The node accepts new clients.", body = NodeState),
+    (status = 409, description = "The node is shutting down and stays drained.", body = Problem)
 ))]
 async fn undrain(State(app): Shared) -> Response {
     let was_draining = app.admin.lifecycle.is_draining();
     if !app.admin.lifecycle.undrain() {
-        return problem(StatusCode::CONFLICT, "the node is ending, from that is no way back");
+        return problem(StatusCode::CONFLICT, "the node is shutting down, which cannot be undone");
     }
     if was_draining {
         info!("an operator lets the node serve again");
@@ -268,24 +271,25 @@ async fn undrain(State(app): Shared) -> Response {
     Json(NodeState::of(&app.admin)).into_response()
 }
 
-/// All nodes of the cluster that have a lease.
+/// Lists all nodes of the cluster that have a lease.
 #[utoipa::path(get, path = "/api/v1/cluster", tag = "cluster", responses(
-    (status = 200, description = "The nodes.", body = Cluster),
-    (status = 503, description = "Redis cannot tell now.", body = Problem)
+    (status = 200, description = "The nodes of the cluster.", body = Cluster),
+    (status = 503, description = "Redis does not answer; the nodes are not known.", body = Problem)
 ))]
 async fn cluster(State(app): Shared) -> Response {
     match app.admin.cluster.nodes().await {
         Ok(nodes) => Json(Cluster { nodes: Member::all(nodes, &app.admin) }).into_response(),
         Err(why) => {
-            problem(StatusCode::SERVICE_UNAVAILABLE, format!("Redis cannot tell the nodes: {why}"))
+            let text = format!("the nodes cannot be read from Redis: {why}");
+            problem(StatusCode::SERVICE_UNAVAILABLE, text)
         }
     }
 }
 
-/// The tunnels of this node, by their ids.
+/// Lists the tunnels of this node, ordered by id.
 #[utoipa::path(get, path = "/api/v1/tunnels", tag = "tunnels", params(TunnelQuery), responses(
-    (status = 200, description = "Some of them.", body = TunnelList),
-    (status = 400, description = "A parameter makes no sense.", body = Problem)
+    (status = 200, description = "A page of the tunnels that match.", body = TunnelList),
+    (status = 400, description = "A parameter is not valid.", body = Problem)
 ))]
 async fn tunnels(
     State(app): Shared,
@@ -366,12 +370,12 @@ impl Wanted {
     }
 }
 
-/// One tunnel.
+/// Returns one tunnel.
 #[utoipa::path(get, path = "/api/v1/tunnels/{id}", tag = "tunnels",
     params(("id" = String, Path, description = "The id of a tunnel.")),
     responses(
         (status = 200, description = "The tunnel.", body = Tunnel),
-        (status = 404, description = "There is none on this node.", body = Problem)
+        (status = 404, description = "No tunnel with this id is on this node.", body = Problem)
     )
 )]
 async fn tunnel(State(app): Shared, Path(id): Path<String>) -> Response {
@@ -382,12 +386,12 @@ async fn tunnel(State(app): Shared, Path(id): Path<String>) -> Response {
     }
 }
 
-/// Ends a tunnel: both its endpoints are closed with code 1001.
+/// Closes both endpoints of a tunnel with code 1001.
 #[utoipa::path(delete, path = "/api/v1/tunnels/{id}", tag = "tunnels",
     params(("id" = String, Path, description = "The id of a tunnel.")),
     responses(
-        (status = 202, description = "It is being closed.", body = Accepted),
-        (status = 404, description = "There is none on this node.", body = Problem)
+        (status = 202, description = "The tunnel is being closed.", body = Accepted),
+        (status = 404, description = "No tunnel with this id is on this node.", body = Problem)
     )
 )]
 async fn close_tunnel(State(app): Shared, Path(id): Path<String>) -> Response {
@@ -402,10 +406,10 @@ async fn close_tunnel(State(app): Shared, Path(id): Path<String>) -> Response {
 }
 
 fn no_tunnel() -> Response {
-    problem(StatusCode::NOT_FOUND, "no tunnel with this id stands on this node")
+    problem(StatusCode::NOT_FOUND, "no tunnel with this id is on this node")
 }
 
-/// What is logged.
+/// Returns the filter of the log.
 #[utoipa::path(get, path = "/api/v1/log-level", tag = "node", responses(
     (status = 200, description = "The filter in force.", body = LogLevel),
     (status = 501, description = "This program has no log to change.", body = Problem)
@@ -417,10 +421,10 @@ async fn log_level(State(app): Shared) -> Response {
     }
 }
 
-/// Changes what is logged, until the node ends.
+/// Changes the filter of the log until the node ends.
 #[utoipa::path(put, path = "/api/v1/log-level", tag = "node", request_body = LogLevel, responses(
     (status = 200, description = "The filter in force now.", body = LogLevel),
-    (status = 400, description = "The filter makes no sense.", body = Problem),
+    (status = 400, description = "The filter is not valid.", body = Problem),
     (status = 501, description = "This program has no log to change.", body = Problem)
 ))]
 async fn set_log_level(
@@ -445,10 +449,10 @@ fn no_log() -> Response {
     problem(StatusCode::NOT_IMPLEMENTED, "this program has no log that could be changed")
 }
 
-/// What happened lately; older events are in the log.
+/// Lists recent events; older ones are in the log.
 #[utoipa::path(get, path = "/api/v1/events", tag = "node", params(EventQuery), responses(
     (status = 200, description = "At most the last 100 events of each kind.", body = Events),
-    (status = 400, description = "A parameter makes no sense.", body = Problem)
+    (status = 400, description = "A parameter is not valid.", body = Problem)
 ))]
 async fn events(State(app): Shared, query: Result<Query<EventQuery>, QueryRejection>) -> Response {
     let since = match query {
@@ -461,12 +465,12 @@ async fn events(State(app): Shared, query: Result<Query<EventQuery>, QueryReject
     Json(Events { events, next }).into_response()
 }
 
-/// What the status page shows: a `history` event with the last five minutes, and then a `status`
-/// event every two seconds (server-sent events).
+/// Streams the data of the status page as server-sent events: a `history` event with the last five
+/// minutes, then a `status` event every two seconds.
 #[utoipa::path(get, path = "/api/v1/stream", tag = "node", responses(
     (status = 200, description = "Events without end.", body = String,
      content_type = "text/event-stream"),
-    (status = 503, description = "Too many look already.", body = Problem)
+    (status = 503, description = "Too many streams are open.", body = Problem)
 ))]
 async fn follow(State(app): Shared, Extension(connection): Extension<Connection>) -> Response {
     let Ok(place) = Arc::clone(&app.streams).try_acquire_owned() else {
@@ -492,7 +496,7 @@ fn infallible(
     events.map(|event| Ok(event.unwrap_or_else(|error| Sent::default().comment(error.to_string()))))
 }
 
-/// This document.
+/// Returns this document.
 #[utoipa::path(get, path = "/api/v1/openapi.json", tag = "node", responses(
     (status = 200, description = "OpenAPI 3.1.", body = Object)
 ))]

@@ -14,56 +14,56 @@ use super::model::{Accepted, Problem, shown, time};
 use crate::ids::OfferId;
 use crate::observability::{AppRecord, EventKind, GatewayRecord};
 
-/// Gateways in an answer, at most.
+/// The most gateways in a response.
 const MAX_GATEWAYS: usize = 1000;
 
 /// The gateways of a node.
 #[derive(Serialize, ToSchema)]
 pub(super) struct GatewayList {
-    /// Those with the most apps, up to 1000.
+    /// The gateways with the most apps, at most 1000.
     gateways: Vec<Gateway>,
-    /// All of this node.
+    /// The number of gateways on this node.
     total: usize,
 }
 
-/// A gateway that is registered.
+/// A registered gateway.
 #[derive(Serialize, ToSchema)]
 struct Gateway {
     id: String,
     uuid: String,
     name: String,
-    /// Where it comes from.
+    /// The address of the gateway.
     client: String,
     /// The number of its connection, as in the log.
     connection: String,
-    /// Since when it is registered (RFC 3339).
+    /// When it registered (RFC 3339).
     since: String,
-    /// Bytes that came from it, with the framing.
+    /// Bytes received from the gateway, including framing.
     received: u64,
-    /// Bytes that went to it, with the framing.
+    /// Bytes sent to the gateway, including framing.
     sent: u64,
-    /// On whichever node they are.
+    /// The apps of this gateway, on all nodes.
     apps: Vec<App>,
 }
 
-/// An app that is attached.
+/// An app attached to a gateway.
 #[derive(Serialize, ToSchema)]
 struct App {
     /// The id of its tunnel.
     id: String,
     uuid: String,
     name: String,
-    /// Where it comes from, as its own node sees it.
+    /// The address of the app, as seen by the node it is connected to.
     client: String,
-    /// Its node, if that is another one.
+    /// The name of the app's node, if it is another one.
     node: Option<String>,
-    /// By which the gateway knows it.
+    /// The socket address of the app in frames of the gateway.
     socket_address: u16,
-    /// Since when it is attached (RFC 3339).
+    /// When it was attached (RFC 3339).
     since: String,
-    /// Payload bytes that came from it.
+    /// Payload bytes received from the app.
     received: u64,
-    /// Payload bytes that went to it.
+    /// Payload bytes sent to the app.
     sent: u64,
 }
 
@@ -99,9 +99,9 @@ impl App {
     }
 }
 
-/// The gateways that are registered on this node, with their apps.
+/// Lists the gateways registered on this node, with their apps.
 #[utoipa::path(get, path = "/api/v1/gateways", tag = "gateways", responses(
-    (status = 200, description = "Those with the most apps first.", body = GatewayList)
+    (status = 200, description = "The gateways, those with the most apps first.", body = GatewayList)
 ))]
 pub(super) async fn gateways(State(app): Shared) -> Response {
     let mut records = app.admin.telemetry.gateways.list();
@@ -111,12 +111,12 @@ pub(super) async fn gateways(State(app): Shared) -> Response {
     Json(GatewayList { gateways, total }).into_response()
 }
 
-/// Ends the connection of a gateway: it and its apps are closed with code 1001.
+/// Closes a gateway and its apps with code 1001.
 #[utoipa::path(delete, path = "/api/v1/gateways/{id}", tag = "gateways",
     params(("id" = String, Path, description = "The id of a gateway.")),
     responses(
-        (status = 202, description = "It is being closed.", body = Accepted),
-        (status = 404, description = "There is none on this node.", body = Problem)
+        (status = 202, description = "The gateway is being closed.", body = Accepted),
+        (status = 404, description = "No gateway with this id is registered on this node.", body = Problem)
     )
 )]
 pub(super) async fn close_gateway(State(app): Shared, Path(id): Path<String>) -> Response {

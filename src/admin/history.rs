@@ -12,9 +12,9 @@ use super::Admin;
 use super::model::{Happened, Member, NodeState, Tunnel};
 use crate::observability::{Histogram, Series, Value};
 
-/// How often the node is looked at.
+/// The time between two samples.
 const STEP: Duration = Duration::from_secs(2);
-/// What is remembered: five minutes.
+/// The number of samples that are kept: five minutes.
 const SAMPLES: usize = 150;
 /// Of the times of set-ups, one in so many samples is remembered.
 const SETUPS_EVERY: usize = 15;
@@ -50,7 +50,7 @@ pub(super) struct Sample {
 pub(super) struct Status {
     node: NodeState,
     sample: Sample,
-    /// All nodes; `null` if that cannot be told now.
+    /// All nodes of the cluster; `null` if Redis does not answer.
     cluster: Option<Vec<Member>>,
     setup: Vec<SetUp>,
     refused: BTreeMap<String, u64>,
@@ -101,7 +101,7 @@ impl History {
                 }
                 setups.push_back(times(&series));
             }
-            // Nobody looks: then there is nothing to put together.
+            // Without a reader, no status is put together.
             if self.status.receiver_count() > 0 {
                 let status = status(admin, sample, &series, setups.front()).await;
                 self.status.send_replace(Some(Arc::new(status)));
@@ -109,10 +109,10 @@ impl History {
         }
     }
 
-    /// What was, from the oldest sample on, and what comes.
+    /// Returns the samples so far, oldest first, and the channel of those to follow.
     pub(super) fn follow(&self) -> (Vec<Sample>, watch::Receiver<Option<Arc<Status>>>) {
         let mut status = self.status.subscribe();
-        // What was shown to somebody else is old.
+        // The value in the channel may be old; the reader waits for the next one.
         status.mark_unchanged();
         (self.samples().iter().copied().collect(), status)
     }
@@ -126,7 +126,7 @@ impl History {
     }
 
     fn samples(&self) -> MutexGuard<'_, VecDeque<Sample>> {
-        // Each change is a single step: what a panicking thread left behind is in order.
+        // Each change is a single step: a panicking thread leaves consistent data.
         self.samples.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,10 +1,9 @@
-//! What operators and load balancers ask a node over HTTP: whether it lives (`/healthz`), whether
-//! it should get clients (`/readyz`), its `/metrics`, an API (`/api/v1`, described by
-//! `/api/v1/openapi.json`), and a status page (`/`) for people.
+//! HTTP for operators and load balancers: liveness (`/healthz`), readiness (`/readyz`), `/metrics`, an
+//! API (`/api/v1`, described by `/api/v1/openapi.json`), and a status page (`/`).
 //!
-//! `access` decides who may ask what, `api` and `gateways` answer, `model` is what the answers look like, and
-//! `history` remembers the last minutes for the page. How a node is made of its parts is not
-//! known here: [`Admin`] is all there is to ask.
+//! `access` decides which request is allowed, `api` and `gateways` answer, `model` has the types of
+//! the answers, and `history` keeps the last minutes for the page. The parts of a node are not known
+//! here; [`Admin`] provides their data.
 
 mod access;
 mod api;

@@ -12,39 +12,39 @@ use crate::printable::Printable;
 use crate::protocol::{Generation, Profile};
 use crate::rendezvous::{Load, NodeInfo};
 
-/// Something is wrong with a request, or cannot be done.
+/// Why a request was not carried out.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Problem {
-    /// What it is, and what to do.
+    /// The reason, and what to do.
     pub(super) error: String,
 }
 
-/// This node.
+/// The state of this node.
 #[derive(Serialize, ToSchema)]
 pub(super) struct NodeState {
-    /// Its id; new for each start.
+    /// The id of the node; new for each start.
     node: String,
     name: String,
     version: String,
     /// When it started (RFC 3339).
     started: String,
     uptime_seconds: u64,
-    /// Where clients connect by WebSocket, if they can.
+    /// The URL for clients by WebSocket, if there is such a listener.
     url: String,
-    /// All places where clients connect.
+    /// The URLs of all listeners for clients.
     listeners: Vec<String>,
-    /// Where other nodes connect, if there may be any.
+    /// The bridge address of the node; `null` if it has no cluster.
     bridge: Option<String>,
     state: State,
     ready: bool,
-    /// Why it should get no clients.
+    /// Why the node accepts no new clients.
     unready_because: Vec<String>,
     connections: usize,
     connections_limit: usize,
-    /// Connections by where they are on their way.
+    /// Open connections by stage.
     connections_by_stage: BTreeMap<String, u64>,
     tunnels: usize,
-    /// Tunnels by kind.
+    /// Established tunnels by kind.
     tunnels_by_kind: BTreeMap<String, u64>,
 }
 
@@ -52,11 +52,11 @@ pub(super) struct NodeState {
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 enum State {
-    /// It serves them.
+    /// New clients are accepted.
     Running,
-    /// It sends them elsewhere, until an operator says otherwise.
+    /// New clients are refused until an operator ends the drain.
     Draining,
-    /// It sends them elsewhere, and ends.
+    /// New clients are refused, and the node ends.
     Ending,
 }
 
@@ -105,7 +105,7 @@ pub(super) struct Cluster {
 pub(super) struct Member {
     node: String,
     name: String,
-    /// Where other nodes reach it.
+    /// The bridge address of the node.
     address: String,
     version: String,
     /// When it started (RFC 3339).
@@ -113,9 +113,9 @@ pub(super) struct Member {
     connections: usize,
     tunnels: usize,
     draining: bool,
-    /// It is the node that was asked.
+    /// Whether this is the node that answers the request.
     this: bool,
-    /// What is wrong with its address, and what to do.
+    /// What is wrong with the address of the node, and what to do.
     trouble: Option<String>,
 }
 
@@ -171,10 +171,10 @@ fn shared_address(address: &str, names: &[String]) -> String {
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct TunnelQuery {
-    /// How many at most, from 1 to 1000 (default 100).
+    /// The most tunnels to return, from 1 to 1000 (default 100).
     #[param(minimum = 1, maximum = 1000)]
     pub(super) limit: Option<usize>,
-    /// Those behind this id: what `next` was.
+    /// Return tunnels after this id: the `next` of the previous page.
     pub(super) after: Option<String>,
     /// `local` or `bridged`.
     pub(super) kind: Option<String>,
@@ -184,35 +184,35 @@ pub(super) struct TunnelQuery {
     pub(super) name: Option<String>,
 }
 
-/// Some tunnels.
+/// A page of tunnels.
 #[derive(Serialize, ToSchema)]
 pub(super) struct TunnelList {
     pub(super) tunnels: Vec<Tunnel>,
-    /// There may be more: ask for those `after` this.
+    /// The value of `after` for the next page; `null` on the last one.
     pub(super) next: Option<String>,
-    /// All tunnels of this node, wanted or not.
+    /// The number of tunnels on this node, whether they match or not.
     pub(super) total: usize,
 }
 
-/// A tunnel that stands.
+/// An established tunnel.
 #[derive(Clone, Serialize, ToSchema)]
 pub(super) struct Tunnel {
-    /// The same on both nodes.
+    /// The id of the tunnel; the same on both nodes.
     pub(super) id: String,
     /// `local`, or `bridged` if an endpoint is on another node.
     kind: String,
-    /// `1`, `2`, or `mixed`.
+    /// The generation of both endpoints: `1`, `2`, or `mixed`.
     generation: String,
     /// When it was established (RFC 3339).
     since: String,
     duration_seconds: u64,
     /// The endpoint that waited.
     first: End,
-    /// The endpoint that came to it.
+    /// The endpoint that claimed the offer of the first one.
     second: End,
-    /// From the first endpoint to the second one.
+    /// Traffic from the first endpoint to the second one.
     bytes_forth: u64,
-    /// From the second endpoint to the first one.
+    /// Traffic from the second endpoint to the first one.
     bytes_back: u64,
     messages_forth: u64,
     messages_back: u64,
@@ -221,15 +221,15 @@ pub(super) struct Tunnel {
 /// One end of a tunnel.
 #[derive(Clone, Serialize, ToSchema)]
 struct End {
-    /// The number of its connection, if it is on this node.
+    /// The number of the endpoint's connection, if it is on this node.
     connection: Option<String>,
-    /// Where it comes from, if it is on this node.
+    /// The address of the endpoint, if it is on this node.
     client_address: Option<String>,
-    /// The name of its node, if that is another one.
+    /// The name of the endpoint's node, if it is another one.
     node: Option<String>,
-    /// 1 or 2.
+    /// The protocol generation of the endpoint: 1 or 2.
     generation: u8,
-    /// What it calls itself.
+    /// The name that the endpoint gave.
     name: String,
     uuid: String,
 }
@@ -277,17 +277,17 @@ impl End {
     }
 }
 
-/// What is done now.
+/// What the node has begun to do.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Accepted {
     pub(super) closing: String,
 }
 
-/// What is logged.
+/// The filter of the log.
 #[derive(Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct LogLevel {
-    /// Such as `info,nymea_remoteproxy=debug`.
+    /// A list of directives, such as `info,nymea_remoteproxy=debug`.
     pub(super) filter: String,
 }
 
@@ -296,29 +296,29 @@ pub(super) struct LogLevel {
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct EventQuery {
-    /// Those with this number and later ones.
+    /// Return events with this number and later ones.
     pub(super) since: Option<u64>,
 }
 
-/// What happened lately.
+/// Recent events.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Events {
     pub(super) events: Vec<Happened>,
-    /// Ask for those `since` this the next time.
+    /// The value of `since` for the next request.
     pub(super) next: u64,
 }
 
-/// Something that an operator might want to know.
+/// An event of interest to an operator.
 #[derive(Clone, Serialize, ToSchema)]
 pub(super) struct Happened {
-    /// Counts up. An event that happens again gets a new number.
+    /// The number of the event, counting up. A repeated event gets a new number.
     pub(super) number: u64,
-    /// When it happened last (RFC 3339).
+    /// When the event happened last (RFC 3339).
     at: String,
     /// `tunnel`, `gateway`, `refused`, `trouble` or `state`.
     kind: String,
     text: String,
-    /// How often it happened; only those of the kinds `refused` and `trouble` are counted.
+    /// How often the event happened; counted for the kinds `refused` and `trouble` only.
     count: u64,
 }
 
@@ -329,7 +329,7 @@ impl Happened {
     }
 }
 
-/// A name that a client or another node chose, for people.
+/// A name chosen by a client or another node, safe to display.
 pub(super) fn shown(name: &str) -> String {
     Printable::name(name).to_string()
 }

@@ -105,7 +105,7 @@ async fn connection(guest: Guest, admin: Arc<Admin>, router: axum::Router) {
     let connection = Connection::new(peer, visit);
     let ended = tokio::select! {
         ended = secured(tcp, &admin, connection, router) => ended,
-        () = displaced.cancelled() => Err(io::Error::other("it had to give way to another one")),
+        () = displaced.cancelled() => Err(io::Error::other("it was closed for a newer one")),
     };
     if let Err(error) = ended {
         debug!(%error, "admin connection ended");
