@@ -37,14 +37,14 @@ struct Rank {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Size {
     members: usize,
-    /// Of equal sites, the one whose first member would give way first does.
+    /// Of equal sites, the one with the first member to give way does.
     first: Reverse<Rank>,
     site: Network,
 }
 
 /// A connection of the crowd.
 pub struct Member {
-    /// Where it comes from.
+    /// The networks that the client belongs to.
     pub networks: Networks,
     standing: Standing,
     since: Instant,

@@ -1,8 +1,8 @@
 //! The one loop that accepts connections, for every listener of a node.
 //!
 //! A connection that has sent nothing is a socket in a [`Room`] and no more: it has a short time for
-//! its first byte, and gives way to others when there are many. What it may do after its first byte
-//! is for the listener to say, which has its [`Guest`] from then on.
+//! its first byte, and gives way to others when there are many. After its first byte it is handed to
+//! its listener as a [`Guest`].
 //!
 //! Errors of `accept` never end the loop: those of a single connection are skipped, and when the
 //! system lacks something, the oldest silent connection is closed and accepting goes on after a
@@ -185,7 +185,7 @@ impl Guest {
         let came = tokio::select! {
             came = timeout(within, self.socket.readable()) => came,
             () = self.visit.displaced().cancelled() => {
-                debug!(peer = %self.peer, "a silent connection had to give way");
+                debug!(peer = %self.peer, "a silent connection is closed for a newer one");
                 return Err("displaced");
             }
         };

@@ -72,7 +72,7 @@ impl Room {
     }
 
     fn lock(&self) -> MutexGuard<'_, Crowd> {
-        // What a panic between two changes leaves behind is a place too many or too few.
+        // A panic between two changes leaves a place too many or too few, and no more harm.
         self.crowd.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
