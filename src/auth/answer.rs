@@ -62,7 +62,7 @@ impl<'de> Deserialize<'de> for Answer {
     }
 }
 
-/// Whose the token is, as far as the answer says so.
+/// The owner of the token, as far as the answer names one.
 fn owner(verified_data: &Value) -> User {
     let token = verified_data.get("verifiedParsedToken");
     let text = |name| token.and_then(|token| token.get(name)?.as_str().map(str::to_owned));

@@ -42,8 +42,8 @@ pub struct HttpSettings {
 /// Why an authentication server cannot be asked at all.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
-    /// The URL makes no sense.
-    #[error("authentication.server is no URL")]
+    /// The URL is malformed.
+    #[error("authentication.server is not a valid URL")]
     Url(#[source] url::ParseError),
     /// The URL is not of HTTP.
     #[error("authentication.server must begin with https:// or http://, not {0}://")]
@@ -51,7 +51,7 @@ pub enum SetupError {
     /// The file of `authentication.ca` cannot be read.
     #[error("cannot read authentication.ca from {}", .0.display())]
     UnreadableCa(PathBuf, #[source] io::Error),
-    /// The file of `authentication.ca` makes no sense.
+    /// The file of `authentication.ca` has no usable certificate.
     #[error("authentication.ca: there is no usable PEM certificate in {}", .0.display())]
     BadCa(PathBuf),
     /// The HTTP client cannot be made.
@@ -70,7 +70,7 @@ pub struct HttpAuthenticator {
 }
 
 impl HttpAuthenticator {
-    /// Checks the settings; asks nobody yet.
+    /// Checks the settings, without sending a request.
     pub fn new(settings: &HttpSettings) -> Result<Self, SetupError> {
         let url = Url::parse(&settings.url).map_err(SetupError::Url)?;
         if !matches!(url.scheme(), "http" | "https") {

@@ -1,4 +1,4 @@
-//! Who decides whether a token is valid: the [`Authenticator`] trait and its two kinds,
+//! Decides whether a token is valid: the [`Authenticator`] trait and its implementations,
 //! [`HttpAuthenticator`] and [`AcceptAny`].
 
 mod answer;
@@ -23,7 +23,7 @@ pub trait Authenticator: Send + Sync {
 /// What came of a question. A failure is never a yes.
 #[derive(Debug)]
 pub enum Verdict {
-    /// The token is good, and this is whose it is.
+    /// The token is valid, and belongs to this user.
     Accepted(User),
     /// The token is bad.
     Refused,
@@ -71,7 +71,7 @@ pub enum Failure {
     /// An HTTP status that is neither a yes nor a no.
     #[error("the authentication server answered with status {0}")]
     Status(u16),
-    /// An answer that makes no sense.
+    /// The answer is malformed or ambiguous.
     #[error("the answer of the authentication server {0}")]
     Answer(&'static str),
 }
