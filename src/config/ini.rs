@@ -128,7 +128,7 @@ fn unescape_key(key: &str) -> String {
 /// Takes quotation marks away and `\`-escapes back. White space counts only within the marks.
 fn unescape_value(value: &str) -> String {
     let mut plain = String::with_capacity(value.len());
-    // Behind the last character that is not white space outside of quotation marks.
+    // After the last character that is not white space outside of quotation marks.
     let mut end = 0;
     let mut is_quoted = false;
     let mut chars = value.trim().chars().peekable();
@@ -146,7 +146,7 @@ fn unescape_value(value: &str) -> String {
     plain
 }
 
-/// The character that is written behind a `\`.
+/// The character that an escape after a `\` means.
 fn unescape(chars: &mut Peekable<Chars<'_>>) -> Option<char> {
     Some(match chars.next()? {
         'a' => '\u{7}',

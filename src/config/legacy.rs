@@ -1,9 +1,9 @@
-//! Reads the configuration files of the original server, releases 0.1.x and 1.x, and says the same
-//! in the words of this one.
+//! Reads the configuration files of the original server, releases 0.1.x and 1.x, and translates them
+//! into settings of this one.
 //!
-//! Whoever loads a configuration asks [`is_ini`] first, and then takes what [`Legacy::read`] found
-//! for settings like those of a file. Whether the values make sense is not checked here, and where
-//! nothing is said, the defaults of this server hold, not those of the original.
+//! The loader checks [`is_ini`] first, and then uses the settings found by [`Legacy::read`] like those
+//! of a TOML file. Values are not validated here. Where a file sets nothing, the defaults of this
+//! server apply, not those of the original.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -279,7 +279,7 @@ impl Reader {
         }
     }
 
-    /// Warns of what nobody has taken.
+    /// Warns of all keys that no setting was made from.
     fn rest(&mut self) {
         for Entry { section, key, .. } in std::mem::take(&mut self.entries) {
             self.warn_key(&section, &key, "unknown to the original server, too; ignored");

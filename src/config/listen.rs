@@ -15,19 +15,19 @@ pub enum Listen {
     WebSocket {
         /// Port 0 lets the system choose one.
         address: SocketAddr,
-        /// Without, something in front of it must see to TLS.
+        /// Off: a load balancer in front must terminate TLS.
         tls: bool,
     },
     /// A stream of bytes on TCP, with TLS or without.
     Tcp {
         /// Port 0 lets the system choose one.
         address: SocketAddr,
-        /// Without, something in front of it must see to TLS.
+        /// Off: a load balancer in front must terminate TLS.
         tls: bool,
     },
     /// A stream of bytes on a unix socket.
     Unix {
-        /// Its file.
+        /// The file of the socket.
         path: PathBuf,
     },
 }
@@ -126,11 +126,11 @@ impl From<Listen> for Section {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Proxies {
-    /// Load balancers and reverse proxies that may say whose a connection is.
+    /// Load balancers and reverse proxies that are trusted to name the client of a connection.
     pub trusted: Networks,
-    /// They do so in front of each connection, by the PROXY protocol.
+    /// Trusted proxies send a PROXY protocol header first on each connection.
     pub protocol: bool,
-    /// They do so in this header of each WebSocket upgrade.
+    /// Trusted proxies name the client in this header of each WebSocket upgrade.
     pub header: Option<ForwardingHeader>,
 }
 

@@ -122,7 +122,7 @@ impl Config {
     }
 }
 
-/// Everything that was set, in one tree whose values know where they come from.
+/// Merges all sources into one tree. Each value keeps its origin.
 fn merge<'a>(
     file: Option<&Path>,
     text: &str,
@@ -276,7 +276,7 @@ impl<'a> Reading<'a> {
         self.faults.push(Fault { key, origin: Some(origin), problem });
     }
 
-    /// What cannot be read as a value at all is told before what makes no sense as one.
+    /// Reports values of the wrong type first, and only then values that are not valid.
     fn finish(mut self) -> Result<Config, ConfigError> {
         if self.faults.is_empty() {
             let settings = std::mem::take(&mut self.settings);

@@ -1,4 +1,4 @@
-//! Settings from file, environment and flags, and the words in which faults are told.
+//! Settings from file, environment and flags, and the texts of errors in them.
 
 use std::io::Write;
 use std::time::Duration;

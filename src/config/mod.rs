@@ -26,42 +26,41 @@ pub use tunnel_proxy::{TokenFor, TunnelProxy};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Where the node listens and what it calls itself.
+    /// The default listener, and the name in `Hello`.
     pub server: Server,
-    /// All listeners, in place of the one of `server`.
+    /// The listeners; they replace the one of `server`.
     pub listen: Vec<Listen>,
-    /// What is in front of them and says whose a connection is.
+    /// Load balancers in front of the listeners that name the client of a connection.
     pub proxies: Proxies,
-    /// This instance.
+    /// The identity of this node in its cluster.
     pub node: NodeIdentity,
-    /// Transport encryption.
+    /// TLS for clients.
     pub tls: Tls,
-    /// Who decides about tokens.
+    /// The authentication server, which checks tokens.
     pub authentication: Authentication,
-    /// Where the nodes of a cluster meet; without it, this node is alone.
+    /// The Redis server that all nodes of a cluster share; without it, the node is not in a cluster.
     pub redis: Redis,
-    /// How long things may take.
+    /// Time limits of connections.
     pub timeouts: Timeouts,
     /// Keepalive pings.
     pub keepalive: Keepalive,
-    /// How a node goes away.
+    /// The end of a node.
     pub drain: Drain,
-    /// How much of everything there may be.
+    /// Limits of connections, requests and messages.
     pub limits: Limits,
-    /// The way between the nodes of a cluster.
+    /// Connections between the nodes of a cluster.
     pub bridge: Bridge,
-    /// What gateways and apps may do.
+    /// The tunnel proxy for gateways and apps.
     pub tunnel_proxy: TunnelProxy,
-    /// Where operators ask.
+    /// HTTP for operators.
     pub admin: Admin,
-    /// Where programs of this machine ask.
+    /// The monitor socket for programs of this machine.
     pub monitor: Monitor,
-    /// What is logged, and where.
+    /// The log.
     pub log: Log,
     /// Traces and metrics.
     pub telemetry: Telemetry,
-    /// What the file says that has no meaning here, each with what to do about it: only a file of
-    /// the original server does.
+    /// Keys of a file of the original server that have no meaning here, each with advice.
     #[serde(skip)]
     pub warnings: Vec<String>,
 }
@@ -70,7 +69,7 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Server {
-    /// What `Hello` says.
+    /// The name of the server in the response to `Hello`.
     pub name: String,
     /// The address to listen on; a host name in the configuration is looked up when it is read.
     #[serde(deserialize_with = "units::address")]
@@ -84,7 +83,7 @@ pub struct Server {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct NodeIdentity {
-    /// The name of this instance.
+    /// The name of this node; by default the host name.
     pub name: String,
 }
 
@@ -92,13 +91,13 @@ pub struct NodeIdentity {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Tls {
-    /// Off: `ws://` instead of `wss://`, for a node behind a load balancer that terminates TLS.
+    /// Off: `ws://` instead of `wss://`, for a load balancer in front that terminates TLS.
     pub enabled: bool,
     /// PEM file with the certificate chain.
     pub certificate: Option<PathBuf>,
-    /// PEM file with the key.
+    /// PEM file with the key of the certificate.
     pub certificate_key: Option<PathBuf>,
-    /// Use a self-signed certificate made in memory on any address, not just on loopback.
+    /// Use a self-signed certificate made in memory on any address, not on loopback only.
     pub insecure_self_signed: bool,
 }
 
@@ -108,15 +107,15 @@ pub struct Tls {
 pub struct Authentication {
     /// URL of the authentication server.
     pub server: Option<String>,
-    /// PEM file with certificates to trust besides the system's when asking that server.
+    /// PEM file with certificates that the authentication server may have, besides the system's.
     pub ca: Option<PathBuf>,
-    /// How long that server may take to answer.
+    /// The time for an answer of the authentication server.
     #[serde(deserialize_with = "units::duration", serialize_with = "units::write_duration")]
     pub timeout: Duration,
-    /// Requests to that server at once; more wait.
+    /// The most concurrent requests to the authentication server; further ones wait.
     #[serde(deserialize_with = "units::count")]
     pub concurrency: usize,
-    /// Accept any token on any address, not just on loopback.
+    /// Accept any token on any address, not on loopback only.
     pub insecure_accept_any: bool,
 }
 
@@ -124,11 +123,11 @@ pub struct Authentication {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Redis {
-    /// URL of the server; with sentinels, how to talk to the master they name.
+    /// URL of the server. With sentinels: the user, password and database of the master.
     pub url: Option<Secret>,
-    /// A file with that URL.
+    /// A file that contains the URL.
     pub url_file: Option<PathBuf>,
-    /// What all keys begin with.
+    /// The prefix of all keys.
     pub prefix: String,
     /// PEM file with certificates to trust instead of the system's.
     pub ca: Option<PathBuf>,
@@ -140,7 +139,7 @@ pub struct Redis {
     /// URLs of some nodes of a Redis Cluster.
     #[serde(deserialize_with = "units::list")]
     pub cluster: Vec<Secret>,
-    /// How long an answer may take.
+    /// The time for an answer of Redis.
     #[serde(deserialize_with = "units::duration", serialize_with = "units::write_duration")]
     pub timeout: Duration,
 }
@@ -157,7 +156,7 @@ pub struct Timeouts {
     /// From the TCP connection until TLS and the upgrade are done.
     #[serde(deserialize_with = "units::duration", serialize_with = "units::write_duration")]
     pub handshake: Duration,
-    /// From the upgrade until the connection must ask to be authenticated.
+    /// From the upgrade until the connection must request authentication or registration.
     #[serde(deserialize_with = "units::duration", serialize_with = "units::write_duration")]
     pub inactivity: Duration,
     /// From the upgrade until the connection must be authenticated.
@@ -166,10 +165,10 @@ pub struct Timeouts {
     /// How long an authenticated endpoint waits for the other one.
     #[serde(deserialize_with = "units::duration", serialize_with = "units::write_duration")]
     pub waiting: Duration,
-    /// How long an endpoint may leave its data untaken before it is closed.
+    /// An endpoint that reads none of its data for this long is closed.
     #[serde(deserialize_with = "units::duration", serialize_with = "units::write_duration")]
     pub stalled: Duration,
-    /// How long an endpoint may take to answer a close.
+    /// The time for an endpoint to answer a close.
     #[serde(deserialize_with = "units::duration", serialize_with = "units::write_duration")]
     pub close: Duration,
 }
@@ -178,9 +177,9 @@ pub struct Timeouts {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Keepalive {
-    /// An endpoint that sent nothing for this long is pinged (up to a quarter of it earlier, so that
-    /// not all are at once), and after an answer again after twice as long; after two unanswered
-    /// pings it is dropped.
+    /// An endpoint that sent nothing for this long is pinged (up to a quarter earlier, so that not
+    /// all are pinged at once), and after an answer again after twice as long; after two unanswered
+    /// pings it is closed.
     #[serde(deserialize_with = "units::duration", serialize_with = "units::write_duration")]
     pub interval: Duration,
 }
@@ -189,7 +188,7 @@ pub struct Keepalive {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Drain {
-    /// How long standing tunnels may go on after a signal to stop.
+    /// The time over which established tunnels are closed after a signal to stop.
     #[serde(deserialize_with = "units::duration", serialize_with = "units::write_duration")]
     pub grace: Duration,
 }
@@ -198,24 +197,25 @@ pub struct Drain {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
-    /// Connections in all.
+    /// The most connections of clients.
     #[serde(deserialize_with = "units::count")]
     pub connections: usize,
     /// The share of all connections that one IPv4 address, or one IPv6 network (of 64, 56 and 48
     /// bits each), may have.
     pub network_share: f64,
-    /// The share that one user may have: a name that the authentication server gives, or a token.
+    /// The share of all connections that one user may have. A user is the name that the
+    /// authentication server gives, or a token.
     pub user_share: f64,
-    /// The share that is kept for networks with few connections.
+    /// The share of all connections that is kept for networks with few of them.
     pub reserve: f64,
-    /// Connections without a verified token, in all.
+    /// The most connections without a verified token.
     #[serde(deserialize_with = "units::count")]
     pub unauthenticated: usize,
     /// The same from one IPv4 address or one IPv6 /64 network; 4 times as many from a /56, and 16
     /// times as many from a /48.
     #[serde(deserialize_with = "units::count")]
     pub unauthenticated_per_ip: usize,
-    /// Requests on one connection before it is authenticated.
+    /// The most requests on one connection before it is authenticated.
     #[serde(deserialize_with = "units::count")]
     pub requests: u32,
     /// The largest message in a tunnel, in bytes.
@@ -227,7 +227,7 @@ pub struct Limits {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Bridge {
-    /// Where other nodes connect to this one.
+    /// The address to listen on for other nodes.
     pub listen: SocketAddr,
     /// `host:port` by which other nodes reach it; by default the address it listens on, or the
     /// host name if that is all addresses.
@@ -236,13 +236,13 @@ pub struct Bridge {
     pub ca: Option<PathBuf>,
     /// PEM file with this node's certificate.
     pub certificate: Option<PathBuf>,
-    /// PEM file with its key.
+    /// PEM file with the key of the certificate.
     pub key: Option<PathBuf>,
-    /// Do without TLS between the nodes.
+    /// Use no TLS between the nodes.
     pub insecure: bool,
-    /// What all bridged tunnels of this node may keep in memory together, in bytes, for readers
-    /// that take nothing. It is shared in equal parts, half for each direction: with many tunnels,
-    /// each may have less data under way. None gets less than 16 KiB in a direction.
+    /// The most bytes that all bridged tunnels of this node together buffer for stalled readers. It
+    /// is shared in equal parts, half for each direction: with many tunnels, each may have less data
+    /// in flight. No tunnel gets less than 16 KiB in a direction.
     #[serde(deserialize_with = "units::size")]
     pub buffer: usize,
 }
@@ -251,20 +251,21 @@ pub struct Bridge {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Admin {
-    /// Off: operators are not answered at all.
+    /// Off: no HTTP listener for operators.
     pub enabled: bool,
-    /// Where they are answered. By default on [`Admin::DEFAULT`], unless another program, such as
-    /// another node on the same machine, is there already.
+    /// The address to listen on. By default [`Admin::DEFAULT`], unless another program, such as
+    /// another node on the same machine, uses it already.
     pub listen: Option<SocketAddr>,
-    /// What they must show; without, other machines get no more than health and metrics.
+    /// The bearer token that requests must have. Without it, other machines can only read health and
+    /// metrics.
     pub token: Option<Secret>,
-    /// A file with that token.
+    /// A file that contains the token.
     pub token_file: Option<PathBuf>,
     /// PEM file with the certificate chain, for `https://`.
     pub certificate: Option<PathBuf>,
-    /// PEM file with its key.
+    /// PEM file with the key of the certificate.
     pub certificate_key: Option<PathBuf>,
-    /// Stay ready while Redis is away.
+    /// Report readiness also while Redis is away.
     pub ready_without_redis: bool,
 }
 
@@ -272,7 +273,7 @@ pub struct Admin {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Monitor {
-    /// The file of the socket on which monitors are answered; without, they are not.
+    /// The file of the monitor socket; without it, there is none.
     pub socket: Option<PathBuf>,
 }
 
@@ -280,15 +281,15 @@ pub struct Monitor {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Log {
-    /// How lines look.
+    /// The format of lines.
     pub format: LogFormat,
     /// Also log to this file.
     pub file: Option<PathBuf>,
-    /// What to log, as in `info,nymea_remoteproxy=debug`; wins over `-v`.
+    /// The filter of the log, as in `info,nymea_remoteproxy=debug`; overrides `-v`.
     pub filter: Option<String>,
 }
 
-/// How log lines look.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
@@ -306,19 +307,19 @@ pub enum LogFormat {
 #[serde(default, deny_unknown_fields)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 pub struct Telemetry {
-    /// Off: nothing is counted, timed or traced.
+    /// Off: no metrics and no traces.
     pub enabled: bool,
-    /// The URL of a collector that takes OTLP.
+    /// The URL of a collector that accepts OTLP.
     pub endpoint: Option<String>,
-    /// How it takes it.
+    /// The transport of OTLP to the collector.
     pub protocol: OtlpProtocol,
-    /// Send it traces.
+    /// Send traces to the collector.
     pub traces: bool,
-    /// Send it metrics.
+    /// Send metrics to the collector.
     pub metrics: bool,
     /// The share of connections that are traced, from 0 to 1.
     pub sample: f64,
-    /// Also trace those whose client wants it (`traceparent` with the flag `sampled`).
+    /// Also trace connections if the client requests it (`traceparent` with the flag `sampled`).
     pub follow_clients: bool,
 }
 
@@ -348,10 +349,10 @@ impl Default for Telemetry {
 }
 
 impl Admin {
-    /// Where operators are answered if nobody says where.
+    /// The address for operators if none is configured.
     pub const DEFAULT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9100);
 
-    /// Where operators are to be answered.
+    /// The address to listen on for operators, if there is one.
     pub fn address(&self) -> Option<SocketAddr> {
         self.enabled.then(|| self.listen.unwrap_or(Self::DEFAULT))
     }

@@ -1,6 +1,6 @@
 //! Lists of IP networks in a configuration, as in `10.0.0.0/8, fd00::/8, 192.0.2.1`.
 //!
-//! The transports ask them whether a peer is a load balancer that may say whose a connection is.
+//! The transports check with them whether a peer is a trusted load balancer.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -21,8 +21,8 @@ pub enum NetworkError {
     /// It is something else.
     #[error("`{0}` is neither an IP address nor a network such as 10.0.0.0/8 or 2001:db8::/32")]
     Syntax(String),
-    /// There are bits set behind the prefix, so that it is not clear what is meant.
-    #[error("`{given}` has bits behind its prefix; write {network} for the network, or {address}")]
+    /// There are bits set after the prefix, so that the intention is not clear.
+    #[error("`{given}` has bits after its prefix; write {network} for the network, or {address}")]
     HostBits {
         /// What was read.
         given: String,
@@ -181,7 +181,7 @@ mod tests {
         }
         assert_eq!(
             why("10.0.0.1/8"),
-            "`10.0.0.1/8` has bits behind its prefix; write 10.0.0.0/8 for the network, or 10.0.0.1"
+            "`10.0.0.1/8` has bits after its prefix; write 10.0.0.0/8 for the network, or 10.0.0.1"
         );
     }
 

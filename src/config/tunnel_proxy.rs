@@ -1,4 +1,4 @@
-//! `tunnel_proxy.*`: what gateways and apps may do here.
+//! `tunnel_proxy.*`: the settings for gateways and apps.
 
 use std::time::Duration;
 
@@ -10,16 +10,16 @@ use super::units;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TunnelProxy {
-    /// Whether gateways and apps are served. By default only where no other machine can come: on
-    /// loopback addresses and unix sockets, as whoever registers needs no token.
+    /// Whether gateways and apps are served. By default only if no other machine can connect (loopback
+    /// addresses and unix sockets), as a registration needs no token.
     #[serde(deserialize_with = "units::switch")]
     pub enabled: Option<bool>,
-    /// Who must show a token when it registers.
+    /// Registrations that must have a token.
     pub token: TokenFor,
-    /// Bytes that may wait for each app, whatever waits for others.
+    /// Bytes that may wait for each app, regardless of other apps.
     #[serde(deserialize_with = "units::size")]
     pub backlog: usize,
-    /// Bytes that may wait for all apps together beyond that.
+    /// Bytes that may wait for all apps together, beyond the backlog of each.
     #[serde(deserialize_with = "units::size")]
     pub overflow: usize,
     /// A gateway that sends nothing for this long is closed.
@@ -27,11 +27,11 @@ pub struct TunnelProxy {
     pub inactivity: Duration,
 }
 
-/// Who must show a token when it registers.
+/// Registrations that must have a token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TokenFor {
-    /// Nobody.
+    /// None.
     #[default]
     None,
     /// Gateways.

@@ -1,5 +1,5 @@
-//! Which settings make sense, each by itself and together. Above all: nothing is open to the
-//! network without a certificate and an authentication server, unless told so in so many words.
+//! Validates settings, each by itself and in combination. Above all: no listener is open to the
+//! network without a certificate and an authentication server, unless an option says so explicitly.
 
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -198,7 +198,7 @@ impl Faults {
     }
 }
 
-/// Operators, and what is told to them.
+/// Settings for operators: admin, log, telemetry.
 impl Faults {
     fn admin(&mut self, admin: &Admin) {
         if admin.token.is_some() && admin.token_file.is_some() {
@@ -228,7 +228,7 @@ impl Faults {
     }
 }
 
-/// What is told never repeats a URL: it may hold a password.
+/// These messages never repeat a URL: it may hold a password.
 impl Faults {
     fn redis(&mut self, redis: &Redis) {
         if redis.url.is_some() && redis.url_file.is_some() {
