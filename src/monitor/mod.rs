@@ -99,7 +99,7 @@ async fn accept_all(
         async move {
             let Socket::Unix(stream) = guest.socket else { return };
             let Ok(_place) = places.try_acquire() else {
-                debug!(limit = CONNECTIONS, "a monitor came and there are too many");
+                debug!(limit = CONNECTIONS, "too many monitors, a new one is closed");
                 return;
             };
             drop(guest.visit);
@@ -120,9 +120,9 @@ enum Closed {
     Framing(#[from] FramingError),
     #[error("it sent something other than a request to refresh: {0}")]
     Request(#[source] serde_json::Error),
-    #[error("it did not take its report")]
+    #[error("it did not read its report in time")]
     Slow,
-    #[error("it asked for nothing")]
+    #[error("it sent no request for too long")]
     Idle,
 }
 

@@ -15,7 +15,7 @@ use super::*;
 const REFRESH: &[u8] = br#"{"method":"refresh","params":{"printAll":true}}"#;
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// As many gateways as it is told, every second one with an app.
+/// A given number of gateways, every second one with an app.
 struct Made {
     gateways: usize,
     relayed: AtomicU64,

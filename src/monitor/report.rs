@@ -50,23 +50,23 @@ pub struct TunnelProxy {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Gateway {
-    /// Its connection.
+    /// The number of its connection.
     #[serde(deserialize_with = "text")]
     pub id: String,
-    /// Where it comes from.
+    /// The IP address of the gateway.
     pub address: String,
-    /// When it came, in seconds since 1970.
+    /// When it connected, in seconds since 1970.
     #[serde(deserialize_with = "number")]
     pub timestamp: u64,
-    /// What it calls itself.
+    /// The name that the gateway gave.
     pub name: String,
     /// The UUID under which it is registered.
     #[serde(rename = "serverUuid")]
     pub uuid: String,
-    /// Bytes that came from it, with the frames around them.
+    /// Bytes received from the gateway, including frames.
     #[serde(rename = "rxDataCount", deserialize_with = "number")]
     pub received: u64,
-    /// Bytes that went to it, likewise.
+    /// Bytes sent to the gateway, including frames.
     #[serde(rename = "txDataCount", deserialize_with = "number")]
     pub sent: u64,
     /// Its apps.
@@ -78,23 +78,23 @@ pub struct Gateway {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct App {
-    /// Its connection.
+    /// The number of its connection.
     #[serde(deserialize_with = "text")]
     pub id: String,
-    /// Where it comes from.
+    /// The IP address of the app.
     pub address: String,
-    /// When it came, in seconds since 1970.
+    /// When it connected, in seconds since 1970.
     #[serde(deserialize_with = "number")]
     pub timestamp: u64,
-    /// What it calls itself.
+    /// The name that the app gave.
     pub name: String,
-    /// The UUID that it gave.
+    /// The UUID that the app gave.
     #[serde(rename = "clientUuid")]
     pub uuid: String,
-    /// Bytes that came from it.
+    /// Bytes received from the app.
     #[serde(rename = "rxDataCount", deserialize_with = "number")]
     pub received: u64,
-    /// Bytes that went to it.
+    /// Bytes sent to the app.
     #[serde(rename = "txDataCount", deserialize_with = "number")]
     pub sent: u64,
 }
