@@ -1,5 +1,5 @@
-//! Where a node listens for endpoints: binds all places before it starts, and gives each connection
-//! that comes a session.
+//! The listeners of a node for endpoints: binds all of them before it starts, and gives each accepted
+//! connection a session.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -101,7 +101,7 @@ pub(super) fn reachable(mut address: SocketAddr) -> SocketAddr {
     address
 }
 
-/// A place that is listened on; nobody is accepted yet.
+/// A bound listener that does not accept yet.
 pub(super) struct Bound {
     pub(super) address: LocalAddr,
     listening: Listening,
@@ -147,7 +147,7 @@ pub(super) fn bind(
 }
 
 impl Bound {
-    /// Gives each connection that comes a session, until the node takes no more.
+    /// Gives each accepted connection a session, until the node drains.
     pub(super) fn serve(self, shared: &Arc<Shared>) {
         let is_local = self.address.is_local();
         let timeouts = shared.timeouts();

@@ -64,7 +64,7 @@ pub enum PrepareError {
     /// The admin listener.
     #[error(transparent)]
     Admin(#[from] AdminError),
-    /// A cluster without TLS between its nodes, and nobody has said that this is wanted.
+    /// A cluster without TLS between its nodes, and without `bridge.insecure`.
     #[error(
         "missing {0}: the nodes of a cluster need bridge.ca, bridge.certificate and bridge.key \
          for TLS between them, or bridge.insecure = true to do without"
@@ -82,7 +82,7 @@ pub enum StartError {
         address: SocketAddr,
         /// Which option or setting changes it.
         option: &'static str,
-        /// What the system says; told by the text, as it comes with advice.
+        /// The error of the system. It is part of the text, with advice, and so not a source.
         error: io::Error,
     },
     /// A unix socket cannot be listened on.
@@ -111,7 +111,7 @@ fn advice(error: &io::Error, option: &str) -> String {
     }
 }
 
-/// A node whose configuration has been found good: certificates are loaded, nothing listens yet.
+/// A node with a valid configuration: certificates are loaded, nothing listens yet.
 pub struct Prepared {
     config: Config,
     tls: Option<ServerTls>,
@@ -164,7 +164,7 @@ impl Prepared {
     pub fn summary(&self) -> Vec<String> {
         let Config { tls, authentication, redis, bridge, admin, monitor, .. } = &self.config;
         let certificate = match (&self.tls, &tls.certificate) {
-            (None, _) => "TLS: off, for use behind something that terminates it".into(),
+            (None, _) => "TLS: off, for a load balancer in front that terminates it".into(),
             (Some(tls), Some(file)) => {
                 format!("certificate: {}, SHA-256 {}", file.display(), tls.fingerprint())
             }
@@ -222,7 +222,7 @@ impl Prepared {
         let id = NodeId::started(&config.node.name);
         let name: Arc<str> = config.node.name.as_str().into();
         let telemetry = Telemetry::start(&config.telemetry, &id, &name)?;
-        // The sessions are made last, but Redis is told from the start what they are doing.
+        // The sessions are created last, but the lease in Redis has their load from the start.
         let sessions: Arc<OnceLock<Weak<Shared>>> = Arc::default();
         let cluster = if config.redis.is_given() {
             let (bridge, address) = listen_on(config.bridge.listen, "bridge.listen")?;
@@ -380,8 +380,8 @@ fn origin_of(url: &str) -> String {
     url::Url::parse(url).map_or_else(|_| String::new(), |url| url.origin().ascii_serialization())
 }
 
-/// Where nobody has said where operators are to be answered, a node does without rather than not
-/// run: a second one on the same machine needs nothing said.
+/// Without `admin.listen`, and if the default address is in use, the node runs without this listener:
+/// a second node on the same machine needs no setting.
 fn listen_for_operators(
     admin: &config::Admin,
 ) -> Result<Option<(TcpListener, SocketAddr)>, StartError> {
@@ -389,7 +389,7 @@ fn listen_for_operators(
     match listen_on(address, "admin.listen") {
         Ok(listening) => Ok(Some(listening)),
         Err(error) if admin.listen.is_none() => {
-            warn!("no status page, API or metrics: {error}");
+            warn!("status page, API and metrics are not available: {error}");
             Ok(None)
         }
         Err(error) => Err(error),
@@ -466,7 +466,7 @@ impl Node {
             // Each tunnel bounds its own end; this is for the case that one does not.
             let goodbyes = session::longest_goodbye(self.shared.timeouts());
             if timeout(goodbyes, lifecycle.all_done()).await.is_err() {
-                warn!("some connections did not end in time and are cut");
+                warn!("some connections did not close in time and are cut off");
             }
         }
         if let Some(redis) = &self.redis {

@@ -1,11 +1,10 @@
-//! What monitors are told of a node: the gateways that are registered here, with their apps,
-//! wherever in the cluster those are connected. An app of this node whose gateway is on another
-//! one is told of there.
+//! The report to monitors: the gateways registered on this node with their apps, on any node of the
+//! cluster. An app of this node with a gateway on another node is reported there.
 //!
-//! The report knows gateways and apps only. Endpoints of generations 1 and 2 are among the
-//! connections that are counted, and what their tunnels relay is part of the throughput; the
-//! tunnels themselves are listed for operators, on the status page. Connections are told apart by
-//! their transports only where there are metrics (`telemetry.enabled`).
+//! The report lists gateways and apps only. Endpoints of generations 1 and 2 are counted as
+//! connections, and the data of their tunnels is part of the throughput; the tunnels themselves are
+//! listed for operators, on the status page. Connections are counted by transport only if there are
+//! metrics (`telemetry.enabled`).
 
 use std::sync::{Arc, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -22,8 +22,8 @@ use crate::rendezvous::{Load, NodeInfo};
 use crate::session::Shared;
 use crate::transport::tls::{ServerTls, TlsError};
 
-/// Redis may be away this long before a node asks for no more clients: waiting endpoints outlast
-/// a short absence, and a node that flaps helps nobody.
+/// Redis may be away this long before the node is unready: waiting endpoints outlast a short absence,
+/// and load balancers cope badly with a node that flaps.
 const REDIS_GRACE: Duration = Duration::from_secs(5);
 
 /// What is wrong with the settings of the admin listener.
@@ -36,7 +36,7 @@ pub enum AdminError {
     #[error("cannot read admin.token_file from {}", .0.display())]
     UnreadableToken(PathBuf, #[source] std::io::Error),
     /// There is no token in it.
-    #[error("admin.token_file: there is nothing in {}", .0.display())]
+    #[error("admin.token_file: {} is empty", .0.display())]
     NoToken(PathBuf),
 }
 
@@ -194,20 +194,20 @@ fn observe(
 ) {
     let metrics = &telemetry.metrics;
     let unready = Arc::clone(unready);
-    metrics.observe(("remoteproxy.ready", ""), "Whether it should get clients", move || {
+    metrics.observe(("remoteproxy.ready", ""), "1 if the node accepts new clients", move || {
         Some(f64::from(u8::from(unready().is_empty())))
     });
     let lifecycle = sessions.lifecycle.clone();
     metrics.observe(
         ("remoteproxy.draining", ""),
-        "Whether it sends clients elsewhere",
+        "1 if the node is draining: new clients are refused",
         move || Some(f64::from(u8::from(lifecycle.is_draining()))),
     );
     #[expect(clippy::cast_precision_loss, reason = "a limit is far below 2^52")]
     let limit = sessions.connections().1 as f64;
     metrics.observe(
         ("remoteproxy.connections.limit", ""),
-        "Connections that it takes (limits.connections)",
+        "Most connections of clients at a time (limits.connections)",
         move || Some(limit),
     );
     if let Some(log) = log.map(Arc::clone) {
@@ -215,7 +215,7 @@ fn observe(
         let dropped = move || log.dropped() as f64;
         metrics.observe_total(
             ("remoteproxy.log.dropped", ""),
-            "Log lines that were lost: not taken in time, or not to be written",
+            "Log lines lost: the queue was full, or writing failed",
             dropped,
         );
     }
