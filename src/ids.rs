@@ -26,7 +26,7 @@ impl fmt::Display for ConnectionId {
     }
 }
 
-/// Where a client comes from, as the node that accepted it sees it.
+/// The address of a client, as the node that accepted it sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ClientAddr {
     /// Over IP. The port is 0 where a proxy in between does not say it.

@@ -78,8 +78,8 @@ pub fn write_debug(out: &mut dyn Write, value: &dyn fmt::Debug) -> fmt::Result {
     Shortened::write(out, LONGEST_TEXT, format_args!("{value:?}"))
 }
 
-/// Escapes and cuts whatever is written through it. A write behind the cut is an error, so that
-/// nothing more is formatted needlessly.
+/// Escapes and cuts text written through it. A write after the cut is an error, so that nothing more
+/// is formatted needlessly.
 struct Shortened<'a> {
     out: &'a mut dyn Write,
     left: usize,

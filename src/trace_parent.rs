@@ -20,7 +20,7 @@ pub struct TraceParent {
 
 /// A text that is no `traceparent`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("no traceparent, such as 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")]
+#[error("not a traceparent, such as 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")]
 pub struct NoTraceParent;
 
 impl TraceParent {
@@ -72,7 +72,7 @@ impl FromStr for TraceParent {
         };
         let (version, trace, span, flags) = (next(2)?, next(32)?, next(16)?, next(2)?);
         let span = u64::try_from(span).map_err(|_| NoTraceParent)?;
-        // Later versions may have more to say, behind what is known here.
+        // Later versions may have more fields after the known ones.
         let complete = version != 0xff && (version != 0 || parts.next().is_none());
         if !complete || trace == 0 || span == 0 {
             return Err(NoTraceParent);

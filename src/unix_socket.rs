@@ -67,9 +67,9 @@ pub struct UnixSocket {
 }
 
 impl UnixSocket {
-    /// Listens on this file, which from its first moment on nobody may open but the user and group
-    /// of this process. A file that was left behind by a program that has ended is replaced. Must
-    /// be called within a tokio runtime; `setting` is what says where it is.
+    /// Listens on this file, which only the user and group of this process can open from its first
+    /// moment on. A file left by a program that has ended is replaced. Must be called within a tokio
+    /// runtime; `setting` is the setting that names the file.
     pub fn bind(path: &Path, setting: &'static str) -> Result<Self, UnixSocketError> {
         let failed = |source| UnixSocketError::Io { path: path.into(), setting, source };
         make_room(path, setting)?;
@@ -93,7 +93,7 @@ impl Drop for UnixSocket {
     fn drop(&mut self) {
         let is_ours = |there: fs::Metadata| (there.dev(), there.ino()) == self.file;
         if fs::symlink_metadata(&self.path).is_ok_and(is_ours) {
-            // What is left behind is replaced by whoever comes next.
+            // A file that remains is replaced by the next program that listens on it.
             let _removed = fs::remove_file(&self.path);
         }
     }
