@@ -18,7 +18,7 @@ pub struct GatewayRecord {
     pub id: OfferId,
     /// Its connection.
     pub connection: ConnectionId,
-    /// Where it comes from.
+    /// The address of the gateway.
     pub client_addr: ClientAddr,
     /// What it has registered under.
     pub uuid: Uuid,
@@ -44,7 +44,7 @@ pub struct AppRecord {
     pub uuid: Uuid,
     /// As it wrote it.
     pub name: String,
-    /// Where it comes from, as its own node saw it.
+    /// The IP address of the app, as its own node saw it.
     pub peer_address: String,
     /// The name of its node if that is another one.
     pub node: Option<String>,
@@ -159,7 +159,7 @@ impl GatewayRecord {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u16, Arc<AppRecord>>> {
-        // Each change is a single step: what a panicking thread left behind is in order.
+        // Each change is a single step: a panicking thread leaves consistent data.
         self.apps.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -67,8 +67,8 @@ impl EventKind {
         }
     }
 
-    /// Whether equal events become one with a count. A tunnel or a state that comes and goes is
-    /// rather read in its order.
+    /// Whether equal events become one with a count. Events of tunnels and states keep their order
+    /// instead.
     const fn is_counted(self) -> bool {
         match self {
             Self::Refused | Self::Trouble => true,
@@ -105,7 +105,7 @@ impl Journal {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Each change is a single step: what a panicking thread left behind is in order.
+        // Each change is a single step: a panicking thread leaves consistent data.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

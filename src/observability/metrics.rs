@@ -1,8 +1,8 @@
 //! Every metric of a node, defined once, for Prometheus and OTLP alike. Labels have few values:
 //! words of this program, and the names of the cluster's nodes.
 //!
-//! `instruments` says what there is, `labels` by what it is told apart, `gauges` counts what lives.
-//! Here is how the rest of the node counts, and how the figures get out.
+//! `instruments` declares the metrics, `labels` their labels, and `gauges` has guards that count live
+//! objects. Here are the methods that the rest of the node calls, and the export.
 
 mod gauges;
 mod instruments;
@@ -91,7 +91,7 @@ impl Metrics {
         let build = [KeyValue::new("version", env!("CARGO_PKG_VERSION"))];
         meter
             .u64_observable_gauge("remoteproxy.build.info")
-            .with_description("1, with the version of the program")
+            .with_description("Always 1; the version of the program is a label")
             .with_callback(move |observer| observer.observe(1, &build))
             .build();
         let instruments = Instruments::new(&meter);
@@ -266,13 +266,13 @@ impl Metrics {
         observed(
             "remoteproxy.tunnel.traffic",
             "By",
-            "Payload from the endpoint that waited to the other one (forth), and back",
+            "Payload bytes relayed, by direction: from the endpoint that waited (forth), or to it (back)",
             |traffic| traffic.bytes,
         );
         observed(
             "remoteproxy.tunnel.messages",
             "",
-            "Messages from the endpoint that waited to the other one (forth), and back",
+            "Messages relayed, by direction: from the endpoint that waited (forth), or to it (back)",
             |traffic| traffic.messages,
         );
     }
@@ -288,15 +288,15 @@ impl Metrics {
                 })
                 .build();
         };
-        observed("remoteproxy.gateways", "Gateways that are registered", Gateways::len);
+        observed("remoteproxy.gateways", "Gateways registered on this node", Gateways::len);
         observed(
             "remoteproxy.gateway.apps",
-            "Apps that are attached to the gateways of this node",
+            "Apps attached to the gateways of this node",
             Gateways::app_count,
         );
     }
 
-    /// A value that is looked up when somebody asks; `None`: there is none now.
+    /// Registers a gauge that is read at each export; `None`: it has no value now.
     pub fn observe(
         &self,
         (name, unit): (&'static str, &'static str),

@@ -1,8 +1,8 @@
-//! What a node tells of itself: [`metrics`], [`trace`]s, its [`Tunnels`] and a [`Journal`] of recent
-//! events. The only place that knows OpenTelemetry.
+//! [`metrics`], [`trace`]s, the list of [`Tunnels`] and a [`Journal`] of recent events of a node. The
+//! only user of OpenTelemetry.
 //!
-//! All of it belongs to one node, not to the process. Nothing here ever sees a token, a nonce or
-//! payload; names, UUIDs and addresses are in traces and in the list of tunnels, never in metrics.
+//! All of it belongs to one node, not to the process. No token, nonce or payload is ever passed to it;
+//! names, UUIDs and addresses are in traces and in the list of tunnels, never in metrics.
 
 mod facts;
 mod gateways;
@@ -56,8 +56,8 @@ pub struct Telemetry {
 }
 
 impl Telemetry {
-    /// Nothing is told yet. With an endpoint in the settings or in the environment, traces and
-    /// metrics go there from now on.
+    /// Creates the telemetry of a node. With an endpoint in the settings or in the environment,
+    /// traces and metrics are exported from now on.
     pub fn start(
         settings: &config::Telemetry,
         node: &NodeId,

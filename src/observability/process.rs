@@ -27,7 +27,7 @@ pub(super) fn observe(metrics: &Metrics) {
     });
     metrics.observe(
         ("remoteproxy.file_descriptors.limit", ""),
-        "File descriptors that may be open",
+        "Most file descriptors that may be open",
         || match Process::myself().ok()?.limits().ok()?.max_open_files.soft_limit {
             LimitValue::Value(limit) => Some(float(limit)),
             LimitValue::Unlimited => None,

@@ -1,6 +1,6 @@
-//! Events that strangers, or the death of another node, can cause any number of times: the first
-//! one of a kind is logged at once, the following ones are summed up, so that nobody can fill a
-//! disk or hide other lines by being refused.
+//! Events that strangers, or the death of another node, can cause any number of times: the first one
+//! of a kind is logged at once, the following ones are summed up, so that refused connections can
+//! neither fill a disk nor hide other lines.
 //!
 //! The caller writes the first line itself, with all fields it has. [`Telemetry::watch`] writes the
 //! sums, each second at first and less often as long as the events go on.
@@ -162,7 +162,7 @@ impl Recurring {
     }
 
     fn tallies(&self) -> MutexGuard<'_, BTreeMap<Kind, Tally>> {
-        // Each change is a single step: what a panicking thread left behind is in order.
+        // Each change is a single step: a panicking thread leaves consistent data.
         self.tallies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

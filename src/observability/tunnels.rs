@@ -42,7 +42,7 @@ pub enum Endpoint {
     Here {
         /// Its connection.
         connection: ConnectionId,
-        /// Where it comes from.
+        /// The address of the endpoint.
         client_addr: ClientAddr,
         /// What it says of itself.
         profile: Profile,
@@ -103,7 +103,7 @@ pub struct Meter {
 pub struct Traffic {
     /// Payload bytes.
     pub bytes: u64,
-    /// Complete messages. What comes from a byte stream has none.
+    /// Complete messages. Data from a byte stream has none.
     pub messages: u64,
 }
 
@@ -125,12 +125,12 @@ impl Meter {
     }
 }
 
-/// A tunnel that stands.
+/// An established tunnel.
 #[derive(Debug)]
 pub struct TunnelRecord {
     /// What is known of it.
     pub facts: TunnelFacts,
-    /// Since when it stands.
+    /// When it was established.
     pub since: SystemTime,
     /// What goes through it.
     pub meter: Meter,
@@ -159,7 +159,7 @@ struct State {
 }
 
 impl Tunnels {
-    /// A tunnel begins; it stands until the guard is dropped.
+    /// Lists a tunnel until the guard is dropped.
     pub fn begin(self: &Arc<Self>, facts: TunnelFacts, metrics: &Arc<Metrics>) -> TunnelGuard {
         let gauge = metrics.tunnel(facts.kind, facts.generation());
         let id = facts.id;
@@ -174,7 +174,7 @@ impl Tunnels {
         TunnelGuard { record, tunnels: Arc::clone(self), gauge, reason: Close::Fault }
     }
 
-    /// Up to `count` tunnels that `wanted` wants, in the order of their ids and behind `after`.
+    /// Up to `count` tunnels that match `wanted`, ordered by id, beginning after `after`.
     pub fn list(
         &self,
         after: Option<OfferId>,
@@ -188,7 +188,7 @@ impl Tunnels {
         behind.filter(|record| wanted(record)).take(count).cloned().collect()
     }
 
-    /// The tunnel with this id, if it stands.
+    /// The established tunnel with this id.
     pub fn get(&self, id: OfferId) -> Option<Arc<TunnelRecord>> {
         self.state().standing.get(&id).cloned()
     }
@@ -198,7 +198,7 @@ impl Tunnels {
         self.state().standing.len()
     }
 
-    /// Whether none stands.
+    /// Whether there are no tunnels.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -219,7 +219,7 @@ impl Tunnels {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Each change is a single step: what a panicking thread left behind is in order.
+        // Each change is a single step: a panicking thread leaves consistent data.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -245,7 +245,7 @@ impl TunnelGuard {
         &self.record
     }
 
-    /// Since when it stands.
+    /// When it was established.
     pub fn began(&self) -> Instant {
         self.record.began
     }

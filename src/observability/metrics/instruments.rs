@@ -51,96 +51,96 @@ impl Instruments {
             histogram.with_boundaries(bounds.to_vec()).build()
         };
         Self {
-            connections: level("remoteproxy.connections", "Connections of clients"),
-            accepted: count("remoteproxy.connections.accepted", "Connections that came"),
-            refused: count("remoteproxy.connections.refused", "Connections without room"),
+            connections: level("remoteproxy.connections", "Open connections of clients, by stage"),
+            accepted: count("remoteproxy.connections.accepted", "Connections accepted"),
+            refused: count("remoteproxy.connections.refused", "Connections refused, by reason"),
             handshakes_failed: count(
                 "remoteproxy.handshakes.failed",
-                "Connections that did not get through TLS or the upgrade",
+                "Connections that failed before their first message, by reason",
             ),
             closed: count(
                 "remoteproxy.connections.closed",
-                "Connections that ended without having had a tunnel",
+                "Connections that ended without a tunnel, by reason",
             ),
-            tunnels: level("remoteproxy.tunnels", "Tunnels that stand"),
-            tunnels_established: count("remoteproxy.tunnels.established", "Tunnels that began"),
-            tunnels_closed: count("remoteproxy.tunnels.closed", "Tunnels that ended"),
-            tunnel_duration: times("remoteproxy.tunnel.duration", "How long tunnels stood", &STAYS),
+            tunnels: level("remoteproxy.tunnels", "Established tunnels"),
+            tunnels_established: count("remoteproxy.tunnels.established", "Tunnels established"),
+            tunnels_closed: count("remoteproxy.tunnels.closed", "Tunnels closed, by reason"),
+            tunnel_duration: times("remoteproxy.tunnel.duration", "Lifetime of tunnels", &STAYS),
             setup_duration: times(
                 "remoteproxy.setup.duration",
-                "The steps of a tunnel's set-up",
+                "Time of each step in the set-up of a tunnel",
                 &STEPS,
             ),
             wait_duration: times(
                 "remoteproxy.wait.duration",
-                "How long endpoints waited for their partner",
+                "Time that endpoints waited for their partner",
                 &STAYS,
             ),
             authentication_duration: times(
                 "remoteproxy.authentication.duration",
-                "Checks of tokens, by what came of them",
+                "Time to check a token, by result",
                 &STEPS,
             ),
             redis_duration: times(
                 "remoteproxy.redis.command.duration",
-                "Commands to Redis, by what came of them",
+                "Time of commands to Redis, by result",
                 &STEPS,
             ),
             bridge_streams_in: level(
                 "remoteproxy.bridge.streams.in",
-                "Tunnels that other nodes have opened to this one",
+                "Bridge calls open from other nodes to this one",
             ),
             bridge_round_trip: times(
                 "remoteproxy.bridge.round_trip",
-                "Round trips to other nodes",
+                "Round-trip time of pings to other nodes",
                 &STEPS,
             ),
             bridge_calls: count(
                 "remoteproxy.bridge.calls",
-                "Tunnels asked for at other nodes, by what came of it",
+                "Bridge calls to other nodes, by result",
             ),
             bridge_failures: count(
                 "remoteproxy.bridge.connection.failures",
-                "Connections between nodes that ended in no orderly way",
+                "Bridge connections that failed or were lost",
             ),
-            gateways_closed: count("remoteproxy.gateways.closed", "Gateways that ended"),
+            gateways_closed: count("remoteproxy.gateways.closed", "Gateways closed, by reason"),
             gateway_duration: times(
                 "remoteproxy.gateway.duration",
-                "How long gateways were registered",
+                "Time that gateways were registered",
                 &STAYS,
             ),
             registrations: count(
                 "remoteproxy.registrations",
-                "Registrations of gateways and apps, by what came of them",
+                "Registrations of gateways and apps, by result",
             ),
             probes: count(
                 "remoteproxy.probes",
-                "Signs of life asked for because another endpoint shows the same UUID",
+                "Probes of registered endpoints because another one requested their UUID, by result",
             ),
             backlogs_full: count(
                 "remoteproxy.backlogs.full",
-                "Apps closed because they took their data too slowly",
+                "Apps closed because they read their data too slowly",
             ),
             frames_broken: count(
                 "remoteproxy.frames.broken",
-                "Frames of gateways that were dropped because they made no sense",
+                "Malformed frames of gateways that were dropped",
             ),
             loop_lag: times(
                 "remoteproxy.loop.lag",
-                "How late the runtime's timers are, looked at each second",
+                "Delay of a timer of the runtime, measured each second",
                 &STEPS,
             ),
             spans_recorded: count(
                 "remoteproxy.spans.recorded",
-                "Spans to be sent; those that are not exported have been dropped, or wait",
+                "Spans recorded for the collector; those not exported are waiting or were dropped",
             ),
             spans_exported: count(
                 "remoteproxy.spans.exported",
-                "Spans sent to the collector, by what came of it",
+                "Spans sent to the collector, by result",
             ),
             violations: count(
                 "remoteproxy.invariants.violated",
-                "Faults of the program that it noticed itself, each of which ends one tunnel at most",
+                "Faults of this program that it detected itself; each ends one tunnel at most",
             ),
         }
     }

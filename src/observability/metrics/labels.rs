@@ -1,4 +1,4 @@
-//! The words by which metrics are told apart.
+//! The values of labels.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
@@ -18,7 +18,7 @@ pub(super) struct PeerNames {
 impl PeerNames {
     /// The label for the node of this name.
     pub(super) fn label(&self, name: &str) -> String {
-        // Each change is a single step: what a panicking thread left behind is in order.
+        // Each change is a single step: a panicking thread leaves consistent data.
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.contains(name) {
             return name.to_owned();
@@ -83,7 +83,7 @@ pub enum Step {
     Bridge,
     /// From the partner's arrival to the notifications.
     Introduce,
-    /// All of the above, for the endpoint that comes second.
+    /// All of the above, for the second endpoint.
     Total,
 }
 

@@ -1,6 +1,6 @@
-//! Spans. Nothing is open while it lasts: who does something keeps its [`TraceParent`] and when it
-//! began, and when it is done it is told here as a whole. So a connection that waits for hours
-//! costs no more than these, and what is not sampled costs nothing.
+//! Spans. None is open while its step lasts: the caller keeps a [`TraceParent`] and the start time,
+//! and records the span as a whole at the end. So a connection that waits for hours costs no more than
+//! these two, and one that is not sampled costs nothing.
 //!
 //! Three traces make a tunnel: one of each connection (or the client's own, if it says so), and
 //! one of the tunnel, on all nodes it touches, linked to both. See `steps` for what is in them.
@@ -101,7 +101,7 @@ impl Tracer {
         }))
     }
 
-    /// Tells nobody.
+    /// A tracer that records nothing.
     pub fn off() -> Self {
         Self(None)
     }

@@ -8,12 +8,12 @@
 //! └ authenticate
 //!
 //! tunnel setup               the tunnel's trace; links: both connections
-//! ├ offer                    the first endpoint's node asks the rendezvous
+//! ├ offer                    the first endpoint's node queries the rendezvous
 //! ├ wait for partner
-//! ├ claim                    the second endpoint's node asks; link: its connection
+//! ├ claim                    the second endpoint's node queries it; link: its connection
 //! ├ bridge                   the second node calls the first one (only if they are two)
-//! │ └ attach                 … which takes the call
-//! ├ introduce                both endpoints are told, on each node
+//! │ └ attach                 … which accepts the call
+//! ├ introduce                both endpoints are notified, on each node
 //! └ tunnel                   from then to the end, on each node; link: tunnel setup
 //! ```
 
@@ -57,7 +57,7 @@ pub enum Ended {
     Left,
     /// The connection broke.
     Lost,
-    /// Nobody has said it.
+    /// The connection was dropped without a reason.
     Aborted,
 }
 
@@ -105,7 +105,7 @@ impl Tracer {
         self.part_of(setup, name, SpanKind::Internal, (began, ended), claimer);
     }
 
-    /// An endpoint has been told of its partner.
+    /// Records that an endpoint has been notified of its partner.
     pub fn introduced(&self, setup: Option<TraceParent>, began: Instant) {
         let times = (began, Instant::now());
         self.part_of(setup, "introduce", SpanKind::Internal, times, None);
@@ -168,7 +168,7 @@ impl Tracer {
 }
 
 impl ConnectionTrace {
-    /// Its place; `None` if nobody traces.
+    /// Its place in the trace; `None` if it is not traced.
     pub fn place(&self) -> Option<TraceParent> {
         self.me
     }
@@ -272,7 +272,7 @@ impl Setup {
         Self { tracer: tracer.clone(), me, first, began: Instant::now() }
     }
 
-    /// What the rendezvous and other nodes are told.
+    /// The trace context for the rendezvous and other nodes.
     pub fn place(&self) -> Option<TraceParent> {
         self.me
     }
@@ -332,12 +332,12 @@ impl Bridging {
         Self { tracer: tracer.clone(), me, setup, second, began: Instant::now() }
     }
 
-    /// What the other node is told.
+    /// The trace context for the other node.
     pub fn place(&self) -> Option<TraceParent> {
         self.me
     }
 
-    /// What the other node is told of the connection for which it is called.
+    /// The trace context of the connection for which the other node is called.
     pub fn connection(&self) -> Option<TraceParent> {
         self.second
     }
