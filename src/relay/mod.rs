@@ -1,6 +1,5 @@
-//! Moves chunks between two legs until one of them ends, and then ends the other, so that nothing
-//! that was accepted is lost. A leg that has finished only its own direction gets what the other
-//! one still has to say.
+//! Moves chunks between two legs until one of them ends, and then ends the other, so that no accepted
+//! data is lost. A leg that has finished only its own direction still gets the data of the other one.
 //!
 //! One task runs a tunnel: [`flow`] polls both legs and both directions in it. Where the legs lead
 //! (an endpoint, another node) is not known here.
@@ -25,7 +24,7 @@ use crate::transport::{End, Leg};
 pub enum Side {
     /// The endpoint that waited.
     First,
-    /// The endpoint that came to it.
+    /// The endpoint that claimed the offer of the first one.
     Second,
 }
 
@@ -42,7 +41,7 @@ pub struct Report {
     pub reason: Close,
 }
 
-/// A tunnel whose data flows no more, and whose legs are still to be closed.
+/// A tunnel after the end of its data, with legs that are still to be closed.
 pub struct Ended {
     cause: Cause,
     /// Who finished its direction first, if the tunnel went on after that.
@@ -214,8 +213,8 @@ async fn pump_both(
 struct LastWords {
     side: Side,
     end: End,
-    /// It was told to come to an end, and gets more time as long as it says something: the bytes
-    /// that had been moved when that was looked at.
+    /// The leg was closed, and gets more time as long as it still sends data: the bytes that had been
+    /// moved at the last check.
     heard: Option<u64>,
     pause: Pin<Box<Sleep>>,
 }
@@ -265,7 +264,7 @@ async fn close_ended(leg: &mut dyn Leg, end: End, patience: Duration) {
     }
 }
 
-/// Says goodbye (or flushes the answer to one), waits until nothing more comes, and ends the
+/// Sends a close (or flushes the answer to one), waits for the end of the input, and ends the
 /// connection; all within `patience`.
 ///
 /// It waits because to close a connection with unread data resets it, and a reset destroys what

@@ -16,7 +16,7 @@ const SMALL: usize = 4 * 1024;
 
 /// Why a pump stops.
 pub(super) enum Stop {
-    /// Nothing more comes.
+    /// The source has ended.
     Source(End),
     /// Nothing more can be sent. The pump rests from now on.
     Sink(End),
@@ -33,7 +33,7 @@ pub(super) enum Stop {
 enum Course {
     #[default]
     Flowing,
-    /// The source has finished, and the sink is being told by this.
+    /// The source has finished, and this ends the sink.
     Ending(Told),
     /// Nothing more is to be done.
     Resting,
