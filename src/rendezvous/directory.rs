@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::{Home, Secret};
 use crate::ids::OfferId;
 
-/// As what a UUID is registered.
+/// The role that a UUID is registered in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// Apps attach to it.
@@ -33,7 +33,7 @@ impl Role {
     }
 }
 
-/// An endpoint's wish to be known under a UUID.
+/// An endpoint's request to be registered under a UUID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Registration {
     /// What it shows.
@@ -53,7 +53,7 @@ impl Registration {
     }
 }
 
-/// Who has a UUID.
+/// The endpoint that has a registered UUID.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Holder {
     /// The id of its registration.
@@ -64,7 +64,7 @@ pub struct Holder {
     pub home: Home,
 }
 
-/// What becomes of a registration.
+/// The result of a registration.
 #[derive(Clone, Debug)]
 pub enum Registered {
     /// The UUID belongs to it until it is unregistered.

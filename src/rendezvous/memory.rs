@@ -59,13 +59,13 @@ impl MemoryRendezvous {
         self.entries().len() + self.registered().len()
     }
 
-    /// Whether nobody is here.
+    /// Whether there are no entries.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
     fn entries(&self) -> MutexGuard<'_, BTreeMap<PairingKey, Entry>> {
-        // Each change is a single step: what a panicking thread left behind is in order.
+        // Each change is a single step: a panicking thread leaves consistent data.
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

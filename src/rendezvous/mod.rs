@@ -1,11 +1,11 @@
 //! Where endpoints with the same key find each other: the [`Rendezvous`] trait and its rules.
 //! [`MemoryRendezvous`] serves one node, [`redis::RedisRendezvous`] a cluster.
 //!
-//! An entry belongs to the offer that made it. It is *waiting* until a second offer claims it, and
-//! *standing* from then until it is released; meanwhile further offers of its key are turned away.
-//! Whoever releases names the offer, so that nobody removes what another one has put there since.
+//! An entry belongs to the offer that created it. It is *waiting* until a second offer claims it, and
+//! *established* from then until it is released; during that time further offers of its key are
+//! refused. A release names the offer, so that it never removes a later entry of the same key.
 //!
-//! The same two also keep the [`Directory`] of those who are found by their UUID.
+//! Both implementations also have the [`Directory`] of registered UUIDs.
 
 mod directory;
 mod memory;
@@ -27,14 +27,14 @@ pub use directory::{Directory, Holder, Registered, Registration, Role, Unavailab
 pub use memory::MemoryRendezvous;
 pub use neighbours::{Neighbours, OfferState, Report};
 
-/// An endpoint's wish to be paired.
+/// An endpoint's request to be paired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Offer {
     /// What both endpoints have in common.
     pub key: PairingKey,
     /// New for each offer.
     pub id: OfferId,
-    /// Whoever bridges to this offer from another node must know it.
+    /// Another node must present it to bridge to this offer.
     pub secret: Secret,
     /// The set-up of the tunnel in its trace.
     pub trace: Option<TraceParent>,
@@ -47,7 +47,7 @@ impl Offer {
     }
 }
 
-/// A random one-time secret. Shown to nobody but the node that claims the offer.
+/// A random one-time secret, sent only to the node that claims the offer.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Secret(pub [u8; 16]);
 
@@ -57,10 +57,10 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// What becomes of an offer.
+/// The result of an offer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// Nobody is there; the offer is kept until it is claimed or released.
+    /// There is no other offer; this one is kept until it is claimed or released.
     Wait,
     /// This offer was waiting and is now claimed: the two belong together.
     Claimed(Waiting),

@@ -1,5 +1,5 @@
-//! What becomes of an offer: Redis is asked, and whatever stands in the way is looked into before
-//! the offer is turned away.
+//! Decides an offer: queries Redis, and checks an entry that is in the way before the offer is
+//! refused because of it.
 
 use std::time::{Duration, Instant};
 
@@ -15,10 +15,10 @@ use crate::rendezvous::{Answer, Offer};
 
 /// How often an entry may change while one question is being asked, until it is asked anew.
 pub(super) const ROUNDS: usize = 5;
-/// The longest pause between two questions about an entry whose offer may be gone.
+/// The longest pause between two queries about an entry with an offer that may be gone.
 pub(super) const DOUBT_PAUSE: Duration = Duration::from_millis(500);
 /// How long a claim may take while its owner still waits. Then another offer may claim it: the node
-/// of the owner gives it one partner, whichever comes first.
+/// of the owner accepts the first partner that arrives, and no other.
 const CLAIM_TIME: Duration = Duration::from_millis(1500);
 /// How long a node that cannot answer the query is asked again.
 const UNABLE_TIME: Duration = Duration::from_secs(2);
@@ -32,7 +32,7 @@ enum Asked {
 
 /// What must not hinder an offer any more.
 pub(super) enum Ghost {
-    /// The entry of an offer whose node is dead.
+    /// The entry of an offer on a dead node.
     OfDeadNode(OfferId, String),
     /// The entry of an offer that its node does not have.
     Released(OfferId),
@@ -99,7 +99,7 @@ impl Core {
                 }
                 // What is refused has not been done, and will not be done elsewhere either.
                 Err(error) if error.is_refusal() || !self.link.is_connected() => {
-                    debug!(%error, "Redis cannot say what becomes of an offer");
+                    debug!(%error, "Redis cannot decide an offer");
                     let alone = self.local().alone(offer);
                     self.errands.notify_one();
                     match alone {
@@ -146,7 +146,7 @@ impl Core {
             };
             match obstacle {
                 Some(Obstacle::Ghost(ghost)) => {
-                    debug!(tunnel = %offer.id, "an entry is in the way that nobody has any more");
+                    debug!(tunnel = %offer.id, "a stale entry is in the way of an offer");
                     gone.add(ghost);
                 }
                 Some(Obstacle::Unsure) => return Ok(Asked::Unsure),
@@ -179,7 +179,7 @@ impl Core {
         })
     }
 
-    /// What is behind an entry that two others have.
+    /// Determines the state of an entry that two other offers have.
     async fn in_the_way(
         &self,
         offer: &Offer,

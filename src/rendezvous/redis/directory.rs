@@ -21,8 +21,8 @@ use crate::rendezvous::{
     Directory, Holder, Home, Registered, Registration, RemoteNode, Role, Unavailable,
 };
 
-/// How long is asked for an answer while Redis is away. Nobody waits for it longer, as an endpoint
-/// that registers shall hear something.
+/// How long a query is repeated while Redis is away. No longer, as an endpoint that registers must
+/// get an answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What asking led to.
@@ -190,11 +190,11 @@ impl Core {
 
     async fn assert(&self, id: OfferId) -> bool {
         let registration = self.listing().get(id);
-        // Gone meanwhile: its end comes later.
+        // Unregistered since the errand was queued: another errand follows for that.
         let Some(registration) = registration else { return true };
         match self.claim_uuid(&registration).await {
             Ok(Asked::Told(Possession::Free)) => {
-                // If it ended meanwhile, that is put right by this.
+                // If the registration has ended since, this queues its removal.
                 self.listing().confirm(&registration);
                 true
             }
@@ -223,7 +223,7 @@ where
                 Ok(Asked::Told(told)) => return told,
                 Ok(Asked::Unsure) => sleep(backoff(attempts, DOUBT_PAUSE)).await,
                 Err(error) => {
-                    debug!(%error, "Redis cannot say who has a UUID");
+                    debug!(%error, "Redis cannot be queried for the holder of a UUID");
                     sleep(backoff(attempts, MAX_PAUSE)).await;
                 }
             }

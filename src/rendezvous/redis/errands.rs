@@ -12,7 +12,7 @@ use super::Core;
 use super::local::Errand;
 use crate::protocol::PairingKey;
 
-/// Keys whose errands are done at once.
+/// Keys with errands that are run concurrently.
 const BATCH: usize = 128;
 /// Errands that cannot be done are tried again after this, or when there are new ones.
 const REST: Duration = Duration::from_secs(1);
@@ -88,9 +88,9 @@ pub(super) async fn farewell(core: &Core) {
             .await
     };
     if let Ok(Ok(_)) = timeout(core.pace.farewell, all).await {
-        debug!("nothing of this node is left in Redis");
+        debug!("all entries of this node are removed from Redis");
     } else {
-        info!("Redis keeps what is left of this node until it expires");
+        info!("some entries of this node remain in Redis until they expire");
     }
     core.link.close();
 }

@@ -1,10 +1,9 @@
-//! What has become of an offer in an entry of another node: the lease of that node says whether it
-//! runs, and the node itself whether it still has the offer.
+//! The fate of an offer in an entry of another node: the lease of that node shows whether it runs, and
+//! the node itself answers whether it still has the offer.
 //!
-//! A node without a lease is dead. So is one whose lease was not refreshed in time and whose address
-//! refuses connections: that is a process that has ended, while one that is frozen or overloaded
-//! still accepts them or does not answer. Everything else is unknown, and an endpoint waits until it
-//! is known.
+//! A node without a lease is dead. So is a node with an overdue lease and an address that refuses
+//! connections: its process has ended, while a frozen or overloaded one still accepts them or does
+//! not answer. Everything else is unknown, and the endpoint waits until the fate is known.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};

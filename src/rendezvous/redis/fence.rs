@@ -53,12 +53,12 @@ impl Trail {
                     continue;
                 }
                 if let Err(error) = kill(from, address, *client).await {
-                    debug!(%error, "an old connection cannot be ended");
+                    debug!(%error, "an old connection to Redis cannot be closed");
                 }
             }
         };
         if timeout(patience, all).await.is_err() {
-            debug!("old connections could not be ended in time");
+            debug!("old connections to Redis could not be closed in time");
         }
     }
 }

@@ -116,7 +116,7 @@ impl Keeper {
         let asked =
             core.link.ask("lease", async |connection| lease.invoke_async::<bool>(connection).await);
         if !asked.await? {
-            info!("the lease was gone, putting entries up again");
+            info!("the lease had expired, writing all entries again");
             core.lapsed();
         }
         Ok(())
@@ -153,7 +153,7 @@ pub(super) fn note(core: &Core, server: Server, lease_was_there: bool) {
     let first = !core.link.knows_a_server();
     let server_lost = core.link.server_is(server.identity);
     if !first && (server_lost || !lease_was_there) {
-        info!(lease_was_there, "Redis may have lost entries, putting them up again");
+        info!(lease_was_there, "Redis may have lost entries, writing them again");
         core.lapsed();
     }
 }

@@ -1,4 +1,4 @@
-//! How everything is spelled that stands in Redis: every key, and the values that are not text.
+//! The format of all data in Redis: every key, and the values that are not text.
 
 use std::fmt::Write;
 
@@ -24,7 +24,7 @@ impl Keys {
         self.entry("pair", key.as_bytes())
     }
 
-    /// The registration of a UUID, which itself is shown to nobody who looks at Redis.
+    /// The key of a registration. The UUID itself cannot be read from it.
     pub(super) fn uuid(&self, uuid: &Uuid) -> String {
         let mut hash = Sha256::new();
         hash.update(b"nymea-remoteproxy uuid 1\0");

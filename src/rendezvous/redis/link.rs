@@ -191,7 +191,7 @@ impl Link {
             }
             Err(_) => {
                 set_to_now(&self.steady_since);
-                // Slow is not silent: others may have had their answers meanwhile.
+                // Slow is not silent: other commands may have been answered since.
                 if get(&self.last_answer) < asked_at {
                     self.down(number, &Reason::no_answer());
                 }

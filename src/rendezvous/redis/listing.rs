@@ -34,13 +34,13 @@ pub(super) struct Listing {
 struct Own {
     registration: Registration,
     lost: CancellationToken,
-    /// When Redis was last told; `None`: it has not confirmed it yet.
+    /// When it was last written to Redis; `None`: Redis has not confirmed it yet.
     asserted: Option<Instant>,
     /// There was no room for the errand to write it again.
     owed: bool,
 }
 
-/// Something that Redis must be told.
+/// A change that must be written to Redis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Errand {
     /// This registration is gone.
@@ -50,7 +50,7 @@ pub(super) enum Errand {
 }
 
 impl Listing {
-    /// A registration comes, or comes again. What is given tells when it is lost.
+    /// Adds a registration, if it is not there. The returned token is cancelled when it is lost.
     pub(super) fn enter(&mut self, registration: &Registration) -> CancellationToken {
         let own = self.own.entry(registration.id).or_insert_with(|| Own {
             registration: *registration,
@@ -61,7 +61,7 @@ impl Listing {
         own.lost.clone()
     }
 
-    /// Redis has it. False if it has been unregistered meanwhile.
+    /// Redis has the registration. Returns false if it has been unregistered since.
     pub(super) fn confirm(&mut self, registration: &Registration) -> bool {
         let Registration { uuid, role, id, .. } = *registration;
         let Some(own) = self.own.get_mut(&id) else {
@@ -75,7 +75,7 @@ impl Listing {
         true
     }
 
-    /// The UUID belongs to another one. Whoever had it before is told.
+    /// The UUID belongs to another registration. The holder until now is notified.
     pub(super) fn lose(&mut self, id: OfferId) {
         if let Some(own) = self.remove(id)
             && own.asserted.is_some()
@@ -121,7 +121,7 @@ impl Listing {
             .collect()
     }
 
-    /// What was told this long ago must be told again.
+    /// Registrations that were written this long ago must be written again.
     pub(super) fn assert_older_than(&mut self, age: Duration) {
         let (now, room) = (Instant::now(), MAX_ERRANDS.saturating_sub(self.errands.len()));
         let mut due = Vec::new();
@@ -184,7 +184,7 @@ impl Listing {
         self.errands.extend(failed);
     }
 
-    /// Whoever was on errands has been cut off.
+    /// The task that ran errands was cut off: all are to be run again.
     pub(super) fn start_over(&mut self) {
         let taken = std::mem::take(&mut self.taken);
         self.errands.extend(taken);
@@ -195,7 +195,7 @@ impl Listing {
         (self.errands.len() + self.taken.len(), self.dropped)
     }
 
-    /// Whether anything must be told.
+    /// Whether there are errands to run.
     pub(super) fn has_errands(&self) -> bool {
         !self.errands.is_empty()
     }

@@ -32,18 +32,18 @@ pub(super) struct Local {
     /// The offers of this node that are not released, and whether they may have a place in Redis.
     offers: BTreeMap<OfferId, bool>,
     errands: BTreeMap<PairingKey, Errands>,
-    /// The keys of the errands that nobody is on; each once.
+    /// The keys with errands that are not being run; each once.
     queue: VecDeque<PairingKey>,
     errand_count: usize,
     /// Releases that there was no room for.
     dropped: u64,
 }
 
-/// What must be said about one key, in this order.
+/// The errands of one key, in this order.
 #[derive(Default)]
 struct Errands {
     all: Vec<Errand>,
-    /// So many from the front are being said.
+    /// The number of errands from the front that are being run.
     taken: usize,
 }
 
@@ -65,12 +65,12 @@ enum State {
     },
 }
 
-/// Something that Redis must be told.
+/// A change that must be written to Redis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Errand {
     /// This offer is released.
     Release(OfferId, Role),
-    /// A tunnel stands.
+    /// A tunnel is established.
     Stand,
 }
 
@@ -93,12 +93,12 @@ pub(super) struct Tunnel {
 /// What the node itself can say about an offer.
 pub(super) enum Alone {
     Answer(Answer),
-    /// It waits; this tells when an endpoint of this node has claimed it.
+    /// The offer waits; notified when an endpoint of this node has claimed it.
     Waiting(Arc<Notify>),
 }
 
 impl Local {
-    /// An offer comes, or comes again: then true.
+    /// Adds an offer. Returns true if it was there already.
     pub(super) fn enter(&mut self, offer: &Offer) -> bool {
         match self.offers.entry(offer.id) {
             Slot::Vacant(slot) => {
@@ -109,7 +109,7 @@ impl Local {
         }
     }
 
-    /// Redis is being asked about this offer: whatever becomes of it, it may have a place there.
+    /// Redis is being queried with this offer, so that it may have an entry there from now on.
     pub(super) fn ask(&mut self, offer: &Offer) {
         if let Some(perhaps_there) = self.offers.get_mut(&offer.id) {
             *perhaps_there = true;
@@ -121,7 +121,7 @@ impl Local {
         self.offers.contains_key(&offer)
     }
 
-    /// The answer to an offer if it needs no question: a tunnel with its key stands here.
+    /// The answer to an offer that needs no query: a tunnel with its key is established here.
     pub(super) fn known(&mut self, offer: &Offer) -> Option<Answer> {
         let perhaps_there = self.offers.get(&offer.id) == Some(&true);
         let answer = self.beside_tunnel(offer)?;
@@ -145,10 +145,10 @@ impl Local {
         Alone::Waiting(claimed.map(signal).unwrap_or_default())
     }
 
-    /// Brings together what Redis answered and what has happened here meanwhile.
+    /// Combines the answer of Redis with the changes on this node since the query.
     pub(super) fn conclude(&mut self, offer: &Offer, told: Told, here: &str) -> Answer {
         if !self.offers.contains_key(&offer.id) {
-            // Released while the answer was on its way, which nobody waits for any more.
+            // Released while the answer was on its way: the endpoint has left.
             self.errand(offer.key, Errand::Release(offer.id, Role::Either));
             return Answer::Taken;
         }
@@ -290,13 +290,13 @@ impl Local {
             .collect()
     }
 
-    /// All tunnels must be told again: Redis may have lost them.
+    /// All tunnels must be written again: Redis may have lost them.
     pub(super) fn assert_all(&mut self) {
         self.assert_older_than(Duration::ZERO);
     }
 
-    /// Tunnels that were told this long ago must be told again, before Redis forgets them; and so
-    /// must those that there was no room for.
+    /// Tunnels written this long ago must be written again before they expire in Redis, and so must
+    /// tunnels without room for an errand.
     pub(super) fn assert_older_than(&mut self, age: Duration) {
         let now = Instant::now();
         let mut due = Vec::new();
@@ -315,7 +315,7 @@ impl Local {
         }
     }
 
-    /// The tunnel of this key, if one stands, of which Redis is being told.
+    /// The established tunnel of this key, if there is one, to be written to Redis.
     pub(super) fn tell(&mut self, key: &PairingKey) -> Option<Tunnel> {
         let entry = self.entries.get(key)?;
         let State::Standing { claimer, .. } = entry.state else { return None };
@@ -324,8 +324,7 @@ impl Local {
         Some(Tunnel { offer, claimer })
     }
 
-    /// The next keys with errands, and those in the order in which they came up. They are kept
-    /// until [`Local::done`].
+    /// The next keys with their errands, oldest first. They are kept until [`Local::done`].
     pub(super) fn errands(&mut self, keys: usize) -> Vec<(PairingKey, Vec<Errand>)> {
         let count = keys.min(self.queue.len());
         let mut next = Vec::with_capacity(count);
@@ -341,7 +340,7 @@ impl Local {
         next
     }
 
-    /// So many of the errands of this key are done. What is not comes up again.
+    /// So many of the errands of this key are done. The others are queued again.
     pub(super) fn done(&mut self, key: PairingKey, count: usize) {
         if let Slot::Occupied(mut slot) = self.errands.entry(key) {
             slot.get_mut().all.drain(..count);
@@ -355,7 +354,7 @@ impl Local {
         }
     }
 
-    /// Whoever was on errands has been cut off: all are to be done again.
+    /// The task that ran errands was cut off: all are to be run again.
     pub(super) fn start_over(&mut self) {
         self.queue = self.errands.keys().copied().collect();
         for errands in self.errands.values_mut() {
@@ -368,7 +367,7 @@ impl Local {
         (self.errand_count, self.dropped)
     }
 
-    /// Whether anything must be told.
+    /// Whether there are errands to run.
     pub(super) fn has_errands(&self) -> bool {
         !self.queue.is_empty()
     }
@@ -381,7 +380,7 @@ impl Local {
         }
     }
 
-    /// The answer if a tunnel with this key stands here.
+    /// The answer if a tunnel with this key is established here.
     fn beside_tunnel(&mut self, offer: &Offer) -> Option<Answer> {
         let entry = self.entries.get(&offer.key)?;
         let State::Standing { claimer, .. } = entry.state else { return None };
@@ -396,8 +395,8 @@ impl Local {
         Some(Answer::Taken)
     }
 
-    /// Two endpoints of this node belong together, of which Redis must be told: the one that
-    /// waits, and this one.
+    /// Pairs two endpoints of this node, the waiting one and this one, and queues the errand for
+    /// Redis.
     fn claim(&mut self, offer: &Offer) -> Answer {
         let Some(owner) = self.entries.get(&offer.key).map(|entry| entry.offer) else {
             return Answer::Taken;

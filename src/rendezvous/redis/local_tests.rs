@@ -138,7 +138,7 @@ fn errands_come_up_until_they_are_done() {
     local.release(first.key, first.id);
     let taken = local.errands(10);
     assert_eq!(taken.len(), 1);
-    // While somebody is on it, another one comes up.
+    // While one errand is being run, another one is added.
     local.release(second.key, second.id);
     assert!(!local.has_errands());
     assert_eq!(local.released(&first.key), [second.id, first.id]);

@@ -1,9 +1,9 @@
-//! The rendezvous of a cluster: entries in Redis, on which all nodes agree in one atomic step.
+//! The rendezvous of a cluster: entries in Redis, changed in one atomic step, so that all nodes agree.
 //!
-//! An entry is alive as long as its node has a lease; a node has one lease, not one per entry.
-//! Four commands make a tunnel: two offers, a look at the lease of the first one's node if that is
-//! another one, and a release. While it lasts, and while an endpoint waits, its entry is read once per
-//! [`Pace::verify`]. While Redis is away, endpoints of this node find each other here.
+//! An entry is alive as long as its node has a lease; a node has one lease, not one per entry. A
+//! tunnel costs four commands: two offers, a read of the lease of the first offer's node if that is
+//! another one, and a release. While the tunnel or a waiting endpoint lasts, its entry is read once
+//! per [`Pace::verify`]. While Redis is away, endpoints of this node are paired here.
 
 mod decide;
 mod directory;
@@ -189,23 +189,19 @@ fn observe(core: &Arc<Core>, metrics: &Metrics) {
         move || core.upgrade().map(|core| value(&core))
     };
     let up = of(|core| f64::from(u8::from(core.link.is_connected())));
-    metrics.observe(
-        ("remoteproxy.redis.up", ""),
-        "Whether Redis answers and takes the lease of this node",
-        up,
-    );
+    metrics.observe(("remoteproxy.redis.up", ""), "1 if Redis accepts the lease of this node", up);
     #[expect(clippy::cast_precision_loss, reason = "errands are few")]
     let backlog = of(|core| core.backlog().0 as f64);
     metrics.observe(
         ("remoteproxy.redis.backlog", ""),
-        "Releases and the like that Redis is still to be told",
+        "Releases and other deferred commands that wait for Redis",
         backlog,
     );
     #[expect(clippy::cast_precision_loss, reason = "2^53 are enough")]
     let dropped = of(|core| core.backlog().1 as f64);
     metrics.observe_total(
         ("remoteproxy.redis.dropped", ""),
-        "Releases and the like that there was no room for",
+        "Releases and other deferred commands dropped because too many were waiting",
         move || dropped().unwrap_or_default(),
     );
 }
@@ -354,7 +350,7 @@ impl Core {
         self.listing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether Redis must be told anything.
+    /// Whether there are errands to run.
     fn has_errands(&self) -> bool {
         self.local().has_errands() || self.listing().has_errands()
     }

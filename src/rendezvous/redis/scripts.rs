@@ -1,4 +1,4 @@
-//! What is done in Redis, each in one atomic step. The scripts stand in `lua/`.
+//! The operations in Redis, each in one atomic step. The scripts are in `lua/`.
 
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ pub(super) struct Lives {
 /// What must not hinder an offer any more.
 #[derive(Default)]
 pub(super) struct Gone {
-    /// An offer whose node had no lease, as it was in this epoch.
+    /// An offer on a node without a lease, as it was in this epoch.
     pub(super) owner: Option<(OfferId, String)>,
     /// Claimers that will not join after all.
     pub(super) claimers: Vec<String>,
@@ -59,12 +59,12 @@ pub(super) enum Told {
 /// What Redis answers about a UUID.
 #[derive(Debug)]
 pub(super) enum Possession {
-    /// It is nobody's, or the one's who asks.
+    /// The UUID is free, or registered for the querying endpoint.
     Free,
     Held(Held),
 }
 
-/// Who has a UUID.
+/// The holder of a UUID.
 #[derive(Debug)]
 pub(super) struct Held {
     pub(super) owner: Owner,
@@ -73,7 +73,7 @@ pub(super) struct Held {
     pub(super) role: Role,
 }
 
-/// Whose entry it is.
+/// The owner of an entry.
 #[derive(Debug)]
 pub(super) struct Owner {
     pub(super) offer: OfferId,

@@ -18,7 +18,7 @@ use super::target::{ConnectError, open};
 pub(super) struct Sentinels {
     all: Vec<Sentinel>,
     master_name: String,
-    /// How to talk to the master, whose address the sentinels fill in.
+    /// How to connect to the master, except for the address, which the sentinels provide.
     master: ConnectionInfo,
 }
 

@@ -40,7 +40,7 @@ pub enum SetupError {
     /// An address is none.
     #[error("{setting}: not the address of a Redis server ({reason})")]
     Address {
-        /// The setting it comes from.
+        /// The setting that contains it.
         setting: &'static str,
         /// What is wrong.
         reason: &'static str,
@@ -48,7 +48,7 @@ pub enum SetupError {
     /// Addresses or certificates that do not go together.
     #[error("{setting}: {}", .source.category())]
     Refused {
-        /// The setting it comes from.
+        /// The setting that contains it.
         setting: &'static str,
         /// What the client says.
         #[source]
@@ -151,7 +151,7 @@ impl Target {
         for url in &settings.cluster {
             seeds.push(address(setting, url.reveal())?);
         }
-        // The outer deadline comes first, so that a slow node does not hide behind retries.
+        // The outer deadline expires first, so that retries cannot hide a slow node.
         let mut builder = ClusterClient::builder(seeds)
             .tcp_settings(tcp_settings())
             .connection_timeout(settings.timeout)
