@@ -1,4 +1,5 @@
-//! When to ping an endpoint, and when to give it up. Pure: the time is an argument.
+//! When to ping an endpoint, and when to close it. The time is an argument, except for a beat that
+//! all connections of the process share.
 
 use std::ops::Range;
 use std::sync::LazyLock;
@@ -10,10 +11,10 @@ use crate::protocol::Close;
 /// How long an endpoint may be silent or stuck.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
-    /// An endpoint silent for this long is pinged, with up to a quarter of it taken off; after a
-    /// ping that it has answered, the next one comes after twice as long.
+    /// An endpoint silent for this long is pinged, up to a quarter earlier; after an answered ping,
+    /// the next one follows after twice as long.
     pub ping_interval: Duration,
-    /// An endpoint that takes no data for this long is given up.
+    /// An endpoint that reads no data for this long is closed.
     pub stalled: Duration,
 }
 
@@ -45,7 +46,7 @@ pub(super) struct Keepalive {
     caught_up: bool,
     blocked_since: Option<Instant>,
     unanswered: u32,
-    /// By when it must be heard of, as somebody wants to know whether it is alive.
+    /// The time by which a probed endpoint must give a sign of life.
     probed_until: Option<Instant>,
     /// That time is over: what has come by then is still to be read.
     overdue: bool,
@@ -173,8 +174,8 @@ impl Keepalive {
             self.unanswered = 0;
             return Tick::Nothing;
         }
-        // A ping would wait behind the data that it does not take, and its pong behind the data
-        // that we do not read: neither tells anything.
+        // A ping would be queued after data that the endpoint does not read, and its pong after
+        // data that is not read here: a missing pong proves nothing.
         if self.blocked_since.is_some() || !self.caught_up {
             return Tick::Nothing;
         }
@@ -185,9 +186,9 @@ impl Keepalive {
         Tick::Ping
     }
 
-    /// Ends a probe whose time is over. This node may have been stopped or busy meanwhile, with the
-    /// sign of life in the buffers of the system: only what was still not there when all of that
-    /// had been read is missing.
+    /// Ends a probe when its time is over. This node may have been stopped or busy, with the sign of
+    /// life in the buffers of the system: it is missing only if it was not there after all of that
+    /// was read.
     fn end_probe(&mut self, now: Instant) -> Option<Close> {
         if self.probed_until.is_none_or(|until| now < until) {
             return None;
@@ -203,7 +204,7 @@ impl Keepalive {
         (self.blocked_since.is_none() && self.caught_up).then_some(Close::Unresponsive)
     }
 
-    /// The next tick comes after so many intervals.
+    /// Schedules the next tick after so many intervals.
     fn tick_again(&mut self, now: Instant, intervals: Range<f64>) {
         let interval = self.patience.ping_interval;
         let due = now + interval.mul_f64(rand::random_range(intervals));
@@ -350,7 +351,7 @@ mod tests {
         keepalive.caught_up();
         assert!(keepalive.deadline() - pinged >= PATIENCE.ping_interval.mul_f64(1.75));
         assert_eq!(keepalive.tick(keepalive.deadline()), Tick::Ping);
-        // Nobody asked for this one.
+        // A pong without a ping.
         keepalive.answered(|| pinged);
         assert!(!keepalive.answered(|| unreachable!("it costs no look at the clock")));
     }

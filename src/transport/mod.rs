@@ -2,8 +2,8 @@
 //! nothing above it knows which kind of transport that was.
 //!
 //! Here are the two traits. `wire` moves bytes, with TLS or without; [`websocket`] makes frames of
-//! them, and [`stream`] (TCP, TLS, unix sockets) leaves them as they are. `proxied` finds out
-//! whose a connection is that comes through a load balancer.
+//! them, and [`stream`] (TCP, TLS, unix sockets) leaves them as they are. `proxied` determines the
+//! client of a connection that a load balancer forwards.
 //! Protocol messages and pairing are not known here.
 
 mod keepalive;
@@ -46,7 +46,7 @@ pub trait Leg: Send {
     /// woken when more arrives.
     fn gather(&mut self, _cx: &mut Context<'_>) {}
 
-    /// Ready once there is room for one more chunk: this is where backpressure comes from.
+    /// Ready once there is room for one more chunk. This is the source of backpressure.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>>;
 
     /// Takes a chunk to be sent. [`Leg::poll_ready`] must have been ready just before.
@@ -62,15 +62,15 @@ pub trait Leg: Send {
     /// Messages larger than this many bytes end the connection from now on.
     fn set_message_limit(&mut self, bytes: usize);
 
-    /// Says that nothing more will be sent, behind all data that was taken, while data still comes
-    /// in; [`Leg::poll_flush`] sees to it. False if the leg cannot say so without ending both
-    /// directions, as a WebSocket cannot: then it is to be closed.
+    /// Ends the direction to the endpoint after all pending data, while data can still be received;
+    /// [`Leg::poll_flush`] completes this. Returns false if the leg has no half-close, such as a
+    /// WebSocket: then it is to be closed.
     fn send_end(&mut self, _cx: &mut Context<'_>) -> bool {
         false
     }
 
-    /// Asks the endpoint for a sign of life and gives it up ([`Leg::poll_health`], or
-    /// [`End::Lost`]) if none comes within about this time. Legs that notice a loss at once need
+    /// Requests a sign of life from the endpoint, and ends the leg ([`Leg::poll_health`], or
+    /// [`End::Lost`]) if none arrives within about this time. Legs that notice a loss at once need
     /// not do anything.
     fn probe(&mut self, _cx: &mut Context<'_>, _within: Duration) {}
 
@@ -84,38 +84,38 @@ pub trait Leg: Send {
         false
     }
 
-    /// Whether a sign of life comes from the endpoint itself. Where it does not, a load balancer may
-    /// give it for an endpoint that is gone.
+    /// Whether signs of life are from the endpoint itself. Otherwise a load balancer may give them
+    /// for an endpoint that is gone.
     fn has_pings(&self) -> bool {
         false
     }
 
-    /// Says goodbye behind all data that was taken. No effect if the endpoint has done so already.
+    /// Sends a close after all pending data. No effect if the endpoint has closed already.
     fn send_close(&mut self, cx: &mut Context<'_>, close: Close);
 
-    /// Throws away whatever comes in; ready once nothing more can come.
+    /// Discards all received data; ready at the end of the input.
     fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<()>;
 
     /// Ends the connection below in order (TLS `close_notify`, then FIN).
     fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<()>;
 }
 
-/// Why nothing more comes from a leg, or can be sent to it.
+/// Why a leg has ended, or one of its directions.
 #[derive(Debug)]
 pub enum End {
-    /// The endpoint said goodbye.
+    /// The endpoint closed the connection in order.
     Left,
-    /// The endpoint sends nothing more, but still takes data: byte streams can end by halves.
-    /// [`Leg::poll_recv`] has nothing more to say from now on, all else goes on.
+    /// The endpoint sends nothing more, but still reads: the half-close of a byte stream.
+    /// [`Leg::poll_recv`] must not be called any more, all other methods may.
     Finished,
-    /// The other end of the tunnel has closed it for this reason, which the endpoint is to be told.
+    /// The other end of the tunnel has closed it for this reason, which is to be sent to the
+    /// endpoint.
     Closed(Close),
-    /// The endpoint said goodbye because something went wrong over there: what it sent must not be
-    /// taken for complete.
+    /// The endpoint closed the connection because of a failure: its data may be incomplete.
     Failed,
     /// The connection broke.
     Lost(io::Error),
-    /// The endpoint broke a rule or gave no sign of life; it is to be closed with this.
+    /// The endpoint broke a rule or gave no sign of life; it is to be closed for this reason.
     Fault(Close),
 }
 
@@ -123,9 +123,9 @@ pub enum End {
 pub struct Accepted {
     /// The leg.
     pub leg: Box<dyn Leg>,
-    /// Whose it is.
+    /// The address of the client.
     pub client_addr: ClientAddr,
-    /// What its client said of its trace.
+    /// The trace of the client, if it sent one.
     pub trace_parent: Option<TraceParent>,
     /// The version of TLS, as in `1.3`, and when its handshake was done.
     pub tls: Option<(&'static str, Instant)>,
@@ -181,14 +181,14 @@ where
     SockRef::from(socket).peek(&mut [MaybeUninit::uninit()]).map(drop)
 }
 
-/// Says whether there is room for this client. A transport asks as soon as it knows whose a
-/// connection is, and once.
+/// Decides whether this client is admitted. A transport calls it once, as soon as it knows the address
+/// of the client.
 pub type Admit<'a> = dyn FnMut(ClientAddr) -> Result<(), Refusal> + Send + 'a;
 
 /// Turns accepted connections into legs. One value serves all connections of a listener.
 pub trait Transport: Send + Sync {
-    /// Does everything up to the first message, on a connection that comes from `peer`. A client
-    /// that `admit` refuses still gets to hear so, if the transport can say it.
+    /// Does everything up to the first message on a connection from `peer`. A client that `admit`
+    /// refuses gets an error response, if the transport has one.
     fn accept<'a>(
         &'a self,
         socket: Socket,
@@ -196,13 +196,13 @@ pub trait Transport: Send + Sync {
         admit: &'a mut Admit<'_>,
     ) -> BoxFuture<'a, Result<Accepted, AcceptError>>;
 
-    /// Whose a connection from `peer` is, if that is known before anything is read: it is not where
-    /// `peer` is a proxy that says it.
+    /// The client of a connection from `peer`, if it is known before anything is read. It is not if
+    /// `peer` is a trusted proxy that names the client.
     fn client_of(&self, peer: ClientAddr) -> Option<ClientAddr> {
         Some(peer)
     }
 
-    /// How this kind of transport is called in metrics.
+    /// The name of this transport in metrics.
     fn label(&self) -> &'static str;
 }
 
@@ -249,21 +249,21 @@ pub enum AcceptError {
     /// The TLS handshake failed.
     #[error("TLS handshake failed")]
     Tls(#[source] io::Error),
-    /// A load balancer did not say whose the connection is.
-    #[error("no PROXY protocol header from a load balancer that must send one (proxies.protocol)")]
+    /// A load balancer sent no valid PROXY protocol header.
+    #[error("the load balancer sent no valid PROXY protocol header (proxies.protocol demands one)")]
     ProxyProtocol(#[source] HeaderError),
     /// The connection broke, or ended, before it was ready.
     #[error("the connection ended before it was ready")]
     Io(#[source] io::Error),
     /// It was no WebSocket upgrade; the client got this HTTP status.
-    #[error("no WebSocket upgrade (answered {status}): {why}")]
+    #[error("the request is not a WebSocket upgrade (answered {status}): {why}")]
     NoUpgrade {
         /// The HTTP status of the answer.
         status: u16,
         /// What was wrong with the request.
         why: &'static str,
     },
-    /// There was no room for it, and the client was told.
+    /// A limit was reached, and the client has been refused.
     #[error("refused: {0}")]
     Refused(Refusal),
 }

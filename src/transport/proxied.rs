@@ -1,8 +1,8 @@
-//! Whose a connection is that comes through a load balancer: believes those that are trusted, and
-//! nobody else.
+//! Determines the client of a connection that a load balancer forwards. Only trusted peers are
+//! believed.
 //!
-//! A peer that is not trusted is itself the client: it need not send a PROXY protocol header, and
-//! one that it sends is taken for what any client sends, and so makes no sense.
+//! A peer that is not trusted is itself the client: it need not send a PROXY protocol header, and one
+//! that it sends is malformed input like any other.
 
 use http::HeaderMap;
 use tokio::io::AsyncReadExt;
@@ -16,12 +16,12 @@ use crate::config::Proxies;
 /// What is looked at in one go; no more than the header is taken out of the connection.
 const PIECE: usize = 512;
 
-/// Whether it is this peer that says whose its connections are, by the PROXY protocol.
+/// Whether this peer must name the client of each connection by the PROXY protocol.
 pub(super) fn speaks_for_others(peer: ClientAddr, proxies: &Proxies) -> bool {
     proxies.protocol && is_trusted(peer, proxies)
 }
 
-/// Whether it is this peer that says whose its connections are, in the upgrade request.
+/// Whether this peer is trusted to name the client in the upgrade request.
 pub(super) fn forwards(peer: ClientAddr, proxies: &Proxies) -> bool {
     proxies.header.is_some() && is_trusted(peer, proxies)
 }
@@ -67,7 +67,7 @@ pub(super) fn client_in_request(
 ) -> ClientAddr {
     match (proxies.header, peer) {
         (Some(header), ClientAddr::Ip(address)) if forwards(peer, proxies) => {
-            // Collected, as they must be read from behind.
+            // Collected, as they must be read from the end.
             let values: Vec<_> = headers.get_all(header.name()).iter().collect();
             let values = values.iter().map(|value| value.as_bytes());
             client_address(address, header, values, &proxies.trusted).into()

@@ -1,9 +1,9 @@
-//! The header by which a load balancer says in front of a TCP connection whose it is: the PROXY
-//! protocol of HAProxy, version 1 (text) and 2 (binary).
+//! The PROXY protocol of HAProxy, version 1 (text) and 2 (binary): the header in which a load balancer
+//! names the client, at the beginning of a TCP connection.
 //!
-//! Whoever accepts connections calls [`parse`] with all that has come so far, before TLS. Only what
-//! a known load balancer says may be believed, and from it the header must come: both is for the
-//! caller to see to. It must not guess by the first bytes whether there is a header.
+//! The caller passes all data received so far to [`parse`], before TLS. It must accept headers of
+//! trusted load balancers only, must demand one from these, and must not guess by the first bytes
+//! whether there is a header.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -35,7 +35,7 @@ pub enum Header {
         /// The client. `None` if the load balancer speaks for itself (a health check) or does not
         /// know: then the connection's own peer is the client.
         source: Option<SocketAddr>,
-        /// The size of the header. Behind it begins what the client sent.
+        /// The size of the header. The data of the client begins after it.
         length: usize,
     },
 }
@@ -58,7 +58,7 @@ pub enum HeaderError {
          <destination port>` or `PROXY UNKNOWN`"
     )]
     Line,
-    /// Version 2: the version behind the signature is another one.
+    /// Version 2: the version after the signature is another one.
     #[error("the PROXY protocol header is of version {0}, known are 1 and 2")]
     Version(u8),
     /// Version 2: neither LOCAL nor PROXY.
@@ -109,7 +109,7 @@ fn parse_line(input: &[u8]) -> Result<Header, HeaderError> {
         [b'\r', b'\n', ..] => {}
         _ => return Err(HeaderError::LineEnd),
     }
-    // Behind UNKNOWN may be anything.
+    // After UNKNOWN may be anything.
     let source = match &line[LINE_START.len().min(end)..end] {
         b"UNKNOWN" => None,
         rest if rest.starts_with(b"UNKNOWN ") => None,
@@ -151,7 +151,7 @@ fn port(text: &str) -> Option<u16> {
 }
 
 fn parse_binary(input: &[u8]) -> Result<Header, HeaderError> {
-    // What is wrong is told as soon as it is there.
+    // An error is returned as soon as it can be seen.
     let Some(&version_command) = input.get(SIGNATURE.len()) else { return Ok(Header::Incomplete) };
     let (version, command) = (version_command >> 4, version_command & 0xF);
     if version != 2 {
@@ -184,7 +184,7 @@ fn relayed(header: &[u8], family_transport: u8) -> Result<Option<SocketAddr>, He
         return Err(HeaderError::Family(family_transport));
     }
     let block_size = match family {
-        // What stands there has no known form.
+        // The address has no known form.
         UNSPEC => return Ok(None),
         1 => IPV4_BLOCK,
         2 => IPV6_BLOCK,
@@ -214,8 +214,8 @@ fn ipv6_source(block: &[u8]) -> SocketAddr {
     SocketAddr::new(Ipv6Addr::from(address).to_canonical(), port)
 }
 
-/// Steps over the values behind the addresses, each a type, a length and as many bytes. Of all of
-/// them, only the checksum matters here.
+/// Skips the values after the addresses, each a type, a length and as many bytes. Of all of them,
+/// only the checksum matters here.
 fn check_values(header: &[u8], mut values: &[u8]) -> Result<(), HeaderError> {
     while let [kind, high, low, rest @ ..] = values {
         let size = usize::from(u16::from_be_bytes([*high, *low]));
@@ -223,7 +223,7 @@ fn check_values(header: &[u8], mut values: &[u8]) -> Result<(), HeaderError> {
         if *kind == TYPE_CRC32C {
             let said: [u8; 4] = value.try_into().map_err(|_| HeaderError::Truncated)?;
             let at = header.len() - rest.len();
-            // The checksum was made with zeros where it stands now.
+            // The checksum was computed with zeros in its own place.
             let parts = [&header[..at], &[0; 4], next];
             if crc32c(parts.into_iter().flatten()) != u32::from_be_bytes(said) {
                 return Err(HeaderError::Checksum);

@@ -121,7 +121,7 @@ fn binary_headers() {
         (binary(0x21, 0x00, b""), None),
         (binary(0x21, 0x00, b"anything"), None),
         (binary(0x21, 0x01, b"anything"), None),
-        // LOCAL, whatever stands there.
+        // LOCAL, with any address.
         (binary(0x20, 0x00, b""), None),
         (binary(0x20, 0x11, IPV4), None),
         (binary(0x20, 0xFF, b"anything"), None),
@@ -191,7 +191,7 @@ fn binary_headers_that_are_wrong() {
         assert_eq!(parse(&header), Err(error), "{error}");
     }
     assert_eq!(parse(&binary(0x20, 0x00, &[0; 4080])), Ok(complete(None, 4096)));
-    // Nobody waits for what will not be believed anyway.
+    // The rest of a header that is too long is not waited for.
     assert_eq!(parse(&binary(0x21, 0x11, &[0; 5000])[..16]), Err(HeaderError::TooLong(5016)));
     assert_eq!(parse(&binary(0x51, 0x11, IPV4)[..13]), Err(HeaderError::Version(5)));
 }

@@ -1,8 +1,8 @@
-//! Endpoints that come as a stream of bytes: over TCP, with TLS or without, or over a unix socket.
+//! Endpoints on a stream of bytes: over TCP, with TLS or without, or over a unix socket.
 //!
-//! There are no frames and no pings here. What comes in is passed on as chunks of
-//! [`Kind::Stream`](crate::protocol::Kind::Stream), of every chunk that is sent only the payload
-//! goes out, and the system watches over the connection (TCP keepalive).
+//! There are no frames and no pings here. Received data is passed on as chunks of
+//! [`Kind::Stream`](crate::protocol::Kind::Stream), only the payload of chunks is sent, and the system
+//! watches over the connection (TCP keepalive).
 
 mod leg;
 

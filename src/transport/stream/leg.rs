@@ -44,9 +44,9 @@ pub(super) struct StreamLeg<W> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sending {
     Open,
-    /// Ends in order behind what is staged.
+    /// Ends in order after the staged data.
     Finish,
-    /// Ends behind what is staged, and not in order.
+    /// Ends after the staged data, and not in order.
     Cut,
 }
 
@@ -106,7 +106,7 @@ impl<W: Wire> StreamLeg<W> {
 
     /// What there is to do at this time, and when there is more.
     fn tick(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<Option<Instant>, End> {
-        // Nobody reads any more, and whoever has nothing to write would not notice.
+        // As the input has ended, a leg without data to write would not notice a loss.
         if self.heard_end && self.wire.is_gone(cx) {
             return Err(End::Lost(io::ErrorKind::ConnectionReset.into()));
         }
@@ -243,7 +243,7 @@ impl<W: Wire> Leg for StreamLeg<W> {
 
     fn send_close(&mut self, cx: &mut Context<'_>, close: Close) {
         if self.sending == Sending::Open {
-            // Where somebody is lost or goes away, what has been sent is not complete.
+            // After a loss, a drain or a fault, the data sent is not complete.
             let in_order = !matches!(close.code(), 1001 | 1011);
             self.sending = if in_order { Sending::Finish } else { Sending::Cut };
             let _shows_later = self.poll_flush(cx);

@@ -61,7 +61,7 @@ async fn whoever_takes_nothing_is_given_up_in_the_end() {
     let nothing_yet = futures_util::poll!(poll_fn(|cx| leg.poll_health(cx)));
     assert!(nothing_yet.is_pending());
     poll_fn(|cx| Poll::Ready(leg.send(cx, Chunk::binary(vec![0; 1000])))).await.expect("taken");
-    // As in a tunnel: the health is asked for once more only when somebody wakes the task.
+    // As in a tunnel: the health is polled again only when the task is woken.
     let end = poll_fn(|cx| {
         if let Poll::Ready(end) = leg.poll_health(cx) {
             return Poll::Ready(end);

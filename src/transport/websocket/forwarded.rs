@@ -1,9 +1,9 @@
-//! Whose a connection is, by the header that HTTP load balancers add to the upgrade request:
-//! `Forwarded` (RFC 7239) or `X-Forwarded-For`.
+//! The client of a connection, as named in the header that HTTP load balancers add to the upgrade
+//! request: `Forwarded` (RFC 7239) or `X-Forwarded-For`.
 //!
-//! The upgrade calls [`client_address`] with the peer's address and the values of that header.
-//! Each proxy on the way appends whom it got the request from, so only the end of the list is
-//! written by someone known; what stands in front of that, anyone may have made up.
+//! The upgrade calls [`client_address`] with the peer's address and the values of that header. Each
+//! proxy appends the address that it received the request from, so only the end of the list is
+//! written by trusted proxies; the part before it may be invented.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
@@ -40,8 +40,8 @@ where
     client
 }
 
-/// The address of each node in a header line, `None` for one that is not told; `None` for all if
-/// the line makes no sense.
+/// The address of each node in a header line, `None` for one that is hidden; `None` for all if the
+/// line is malformed.
 fn nodes(header: ForwardingHeader, value: &str) -> Option<Vec<Option<SocketAddr>>> {
     match header {
         ForwardingHeader::Forwarded => forwarded(value),
@@ -53,8 +53,8 @@ fn nodes(header: ForwardingHeader, value: &str) -> Option<Vec<Option<SocketAddr>
 }
 
 /// The `for` of each element: elements are separated by commas, the `name=value` pairs in them by
-/// semicolons. A quotation mark that someone on the way has not closed makes the line worthless,
-/// as it then cannot be told who wrote what.
+/// semicolons. An unclosed quotation mark makes the line worthless, as the parts of different proxies
+/// cannot be separated any more.
 fn forwarded(value: &str) -> Option<Vec<Option<SocketAddr>>> {
     let mut nodes = Vec::new();
     let mut element = Element::default();
@@ -110,8 +110,8 @@ impl Element {
     }
 }
 
-/// A value and what is behind it. In quotation marks it may hold anything, with `\` in front of
-/// what would have a meaning.
+/// A value and the text after it. In quotation marks it may hold any character, with `\` before those
+/// that would have a meaning.
 fn pair_value(text: &str) -> Option<(String, &str)> {
     let Some(quoted) = text.strip_prefix('"') else {
         let end = text.find([',', ';', ' ', '\t']).unwrap_or(text.len());

@@ -7,7 +7,7 @@ use super::*;
 
 const PROXIES: &str = "10.0.0.0/8, fd00::/8";
 
-/// The client behind a trusted peer.
+/// The client that a trusted peer forwards.
 fn client(header: ForwardingHeader, values: &[&str]) -> String {
     seen("10.0.0.1:1000", header, values)
 }
@@ -35,7 +35,7 @@ fn the_last_that_is_no_proxy_is_the_client() {
         (&["192.0.2.1:4711"], "192.0.2.1:4711"),
         (&["[2001:db8::1]:4711, 10.0.0.3:80"], "[2001:db8::1]:4711"),
         (&[" 192.0.2.1 ,, "], "192.0.2.1"),
-        // All are trusted: the request comes from within.
+        // All are trusted: the request is from inside the trusted networks.
         (&["10.0.0.3, 10.0.0.2"], "10.0.0.3"),
         (&[], "10.0.0.1:1000"),
         (&[""], "10.0.0.1:1000"),
@@ -105,7 +105,7 @@ fn a_line_that_makes_no_sense_tells_nothing() {
         "f\u{fc}r=192.0.2.43",
     ] {
         assert_eq!(client(Forwarded, &[line]), "10.0.0.1:1000", "{line}");
-        // What is known from the lines behind it stays known.
+        // Addresses in later lines remain known.
         assert_eq!(client(Forwarded, &[line, "for=10.0.0.9"]), "10.0.0.9", "{line}");
         assert_eq!(client(Forwarded, &[line, "for=192.0.2.1"]), "192.0.2.1", "{line}");
     }

@@ -29,11 +29,11 @@ const FIRST_MESSAGE_LIMIT: u64 = 64 * 1024;
 const CONTROL_FRAMES: u32 = 16;
 /// What a pong counts for, which may be a write of its own, in bytes.
 const PONG: usize = 12 * 1024;
-/// How long the beginning of a code point waits for its rest, when what is sent comes from a stream
-/// of bytes. Longer than a network keeps the parts of a message apart, and too short to be noticed
-/// where they are not text and the endpoint waits for them.
+/// How long the beginning of a code point from a stream of bytes waits for its rest. Longer than a
+/// network delays parts of a message, and too short to be noticed if they are not text and the
+/// endpoint waits for them.
 const PART_WAITS: Duration = Duration::from_millis(100);
-/// The codes that tell of no failure: "normal" and "going away".
+/// The codes without a failure: "normal" and "going away".
 const IN_ORDER: [u16; 2] = [1000, 1001];
 
 /// The server's end of a WebSocket.
@@ -47,7 +47,7 @@ pub(super) struct WebSocketLeg<W> {
     stream: TextOrBinary,
     /// When what it holds back goes out nevertheless.
     part_due: Option<Instant>,
-    /// When data that waits must have got an answer, as somebody asked for a sign of life.
+    /// The time by which pending data must be acknowledged, because of a probe.
     answer_by: Option<Instant>,
     /// The frames that come make no sense any more, only bytes can be read.
     broken: bool,
@@ -58,7 +58,7 @@ pub(super) struct WebSocketLeg<W> {
 }
 
 impl<W: Wire> WebSocketLeg<W> {
-    /// The inbox holds what came behind the upgrade request.
+    /// The inbox holds the data after the upgrade request.
     pub(super) fn new(wire: W, inbox: BytesMut, keepalive: Keepalive) -> Self {
         Self {
             wire,
@@ -115,7 +115,7 @@ impl<W: Wire> WebSocketLeg<W> {
         }
     }
 
-    /// Stages the part of a code point that is held back, as nothing comes that belongs to it.
+    /// Stages the part of a code point that is held back, as its rest has not arrived.
     fn stage_part(&mut self) {
         self.part_due = None;
         if let Some(message) = self.stream.flush() {

@@ -16,7 +16,7 @@ fn leg(io: DuplexStream) -> WebSocketLeg<Plain<DuplexStream>> {
     WebSocketLeg::new(Plain::new(io), BytesMut::new(), keepalive)
 }
 
-/// A frame of a client whose mask changes nothing.
+/// A frame of a client with a mask of zeros.
 fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     let length = u8::try_from(payload.len()).expect("a short one");
     [&[first, 0x80 + length, 0, 0, 0, 0], payload].concat()

@@ -1,6 +1,6 @@
-//! Endpoints that come by WebSocket (RFC 6455), with TLS or without. `upgrade` gets a connection to
-//! its first frame, `codec` knows what frames look like, `leg` moves them, `outbox` orders those that
-//! go out.
+//! Endpoints on WebSocket (RFC 6455), with TLS or without. `upgrade` does the HTTP handshake, `codec`
+//! reads and writes frames, `leg` is the connection from then on, and `outbox` orders frames to be
+//! sent.
 
 mod codec;
 pub mod forwarded;

@@ -1,5 +1,5 @@
-//! From the first byte of HTTP to a WebSocket: one request head in, one answer out. Whoever asks
-//! for something else gets a plain answer that says what this server is.
+//! From the first byte of HTTP to a WebSocket: one request head in, one answer out. Other requests get
+//! a plain answer that says what this server is.
 
 use std::future::poll_fn;
 use std::io;
@@ -20,7 +20,7 @@ const MAX_HEADERS: usize = 64;
 
 /// What a good request leads to.
 pub(super) struct Upgraded {
-    /// The bytes that came behind it.
+    /// The bytes received after the request.
     pub(super) rest: BytesMut,
     /// The trace that its client wants to be continued (W3C Trace Context).
     pub(super) trace_parent: Option<TraceParent>,
@@ -86,7 +86,7 @@ async fn handshake(
     let mut bytes = Vec::with_capacity(256);
     write_response(&mut bytes, &response).expect("a Vec takes everything");
     wire.stage(&bytes);
-    // One that makes no sense is as good as none.
+    // A malformed one is ignored.
     let trace_parent = request.headers().get("traceparent");
     let trace_parent = trace_parent.and_then(|value| value.to_str().ok()?.parse().ok());
     head.advance(length);

@@ -80,7 +80,7 @@ impl Queue {
         }
     }
 
-    /// Room for at least so many bytes behind those that are there; see [`Queue::put`].
+    /// Room for at least so many bytes after the present ones; see [`Queue::put`].
     pub(super) fn room(&mut self, bytes: usize) -> &mut [u8] {
         let purpose = self.purpose;
         let block = self.block.get_or_insert_with(|| {
@@ -91,7 +91,7 @@ impl Queue {
             self.used = 0..self.used.len();
         }
         if block.len() - self.used.end < bytes {
-            // Nobody keeps to what a block is made for: then it costs more, and is not kept.
+            // More than a block is made for: the larger one costs more, and is not kept.
             let mut larger = vec![0; self.used.end + bytes];
             larger[..self.used.end].copy_from_slice(&block[..self.used.end]);
             *block = larger.into();
@@ -144,8 +144,8 @@ pub(in crate::transport) fn reserve(inbox: &mut BytesMut, bytes: usize) {
     }
 }
 
-/// Takes the block of an inbox that is empty, unless somebody still has a part of it. One that has been
-/// used up to its end has no room left, and is let go all the same.
+/// Takes the block of an empty inbox, unless a part of it is still referenced. A block that is used up
+/// to its end has no room left, and is dropped.
 pub(in crate::transport) fn give_back(inbox: &mut BytesMut) {
     if !inbox.is_empty() {
         return;

@@ -1,8 +1,8 @@
 //! A connection as bytes in and bytes out, with TLS or without, below any framing.
 //!
-//! What comes in is appended to the inbox of whoever reads; what goes out is staged, and leaves in
-//! as few writes as possible. The buffers in between are [`blocks`] that a connection has only
-//! while there is something in them: an idle connection keeps none.
+//! Received data is appended to the inbox of the reader; data to be sent is staged, and written in as
+//! few calls as possible. The buffers in between are [`blocks`] that a connection has only while
+//! there is something in them: an idle connection keeps none.
 
 pub(super) mod blocks;
 mod plain;
@@ -42,11 +42,11 @@ pub(super) trait Wire: Send {
     /// Ready when everything staged has been written.
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 
-    /// Ends this direction in order, behind what is staged.
+    /// Ends this direction in order, after the staged data.
     fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 
-    /// Ends this direction behind what is staged, so that it does not look complete where that can
-    /// be told: TLS does not say goodbye.
+    /// Ends this direction after the staged data, so that it does not look complete, if the wire can
+    /// express that: TLS sends no `close_notify`.
     fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.poll_shutdown(cx)
     }

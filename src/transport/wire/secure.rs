@@ -25,8 +25,8 @@ use crate::turn::yield_turn;
 
 /// The most plaintext in a record (RFC 8446, section 5.1).
 const RECORD: usize = 16 * 1024;
-/// So much plaintext gets a record of its own at once: to copy it behind what waits for one, such as
-/// the header of its frame, would cost more than the other record does.
+/// So much plaintext gets a separate record at once: copying it after the data that waits for one,
+/// such as the header of its frame, would cost more than the second record.
 const LARGE: usize = 8 * 1024;
 /// Records decrypted in one go: tiny ones cost nearly as much as others.
 const RECORDS: u32 = 256;
@@ -114,7 +114,7 @@ impl<S: Line> Secure<S> {
 
     /// Reads ciphertext, 0 bytes at its end.
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        // All of the block that is behind the beginning of a record.
+        // All of the block after the beginning of a record.
         let mut room = ReadBuf::new(self.incoming.room(RECORD));
         let polled = Pin::new(&mut self.io).poll_read(cx, &mut room);
         let read = room.filled().len();
@@ -261,7 +261,7 @@ impl<S: Line> Wire for Secure<S> {
                 continue;
             }
             if ready!(self.poll_read(cx))? == 0 {
-                // Without a goodbye of TLS: somebody may have cut it.
+                // Without `close_notify`: the stream may have been truncated.
                 return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
             }
         }

@@ -157,7 +157,7 @@ async fn nonsense_is_refused_with_an_alert() {
 #[tokio::test]
 async fn a_record_that_was_changed_ends_the_connection() {
     let (mut server, mut client) = pair(&TLS13, 4096).await;
-    // Past TLS: as somebody on the way would.
+    // Injected below TLS, as an attacker would.
     client.get_mut().0.write_all(&[0x17, 3, 3, 0, 20]).await.expect("sent");
     client.get_mut().0.write_all(&[7; 20]).await.expect("sent");
     let mut inbox = BytesMut::new();

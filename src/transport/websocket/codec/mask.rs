@@ -1,6 +1,6 @@
 //! The mask of a client's frames (RFC 6455, section 5.3).
 
-/// Puts the mask on or takes it off, and gives it as it goes on behind these bytes.
+/// Applies or removes the mask, and returns it rotated for the bytes that follow.
 pub(super) fn apply(data: &mut [u8], mask: [u8; 4]) -> [u8; 4] {
     // As wide as the processor likes it.
     let mut wide = [0; 64];

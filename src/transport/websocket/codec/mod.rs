@@ -1,7 +1,7 @@
 //! The frames of WebSocket (RFC 6455) as a server reads and writes them. Pure: bytes in, events
 //! out, and the reverse; no IO.
 //!
-//! Frames are passed on as they come: a small one as a whole, a large one in pieces, so that no
+//! Frames are passed on as they arrive: a small one as a whole, a large one in pieces, so that no
 //! message is ever collected. Masks are removed in place and payload is not copied.
 
 mod mask;

@@ -6,7 +6,7 @@ use super::utf8::Utf8;
 use super::{Event, MAX_CONTROL, Opcode, Violation, mask};
 use crate::protocol::{Chunk, Kind};
 
-/// A frame of up to this size is passed on as a whole, a larger one as it comes.
+/// A frame of up to this size is passed on as a whole, a larger one in pieces.
 const WHOLE: u64 = 16 * 1024;
 /// The largest header: two bytes, a length of eight, a mask of four.
 const MAX_HEADER: usize = 14;
@@ -20,7 +20,7 @@ pub(in super::super) struct Reader {
     message: Option<Message>,
 }
 
-/// A frame whose header has been read.
+/// A frame after its header has been read.
 #[derive(Debug)]
 struct Frame {
     opcode: Opcode,
@@ -30,7 +30,7 @@ struct Frame {
     rest: u64,
 }
 
-/// A message whose end has not been read.
+/// A message that is not complete yet.
 #[derive(Debug)]
 struct Message {
     kind: Kind,

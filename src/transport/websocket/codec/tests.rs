@@ -84,7 +84,7 @@ fn ours(bytes: &[u8], piece: usize) -> Outcome {
     outcome
 }
 
-/// Bytes to be read, and a place for what nobody wants to know.
+/// Bytes to be read; writes are discarded.
 struct Stream<'a>(&'a [u8]);
 
 impl Read for Stream<'_> {
@@ -232,7 +232,7 @@ proptest! {
         let expected = reference(&bytes);
         for piece in [piece, 1 + piece % 7, bytes.len()] {
             let mut ours = ours(&bytes, piece);
-            // A frame may be wrong in two ways; which one is told is up to the codec.
+            // A frame may be wrong in two ways; the codec may report either.
             if ours.end == Some(End::Protocol) && expected.end == Some(End::TooLarge) {
                 ours.end = Some(End::TooLarge);
             }

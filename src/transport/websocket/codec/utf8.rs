@@ -1,4 +1,4 @@
-//! Whether a text that comes in pieces is UTF-8 (RFC 3629).
+//! Checks whether a text in pieces is UTF-8 (RFC 3629).
 
 use simdutf8::compat::from_utf8;
 

@@ -27,7 +27,7 @@ impl AsRef<[u8]> for Header {
 }
 
 impl Writer {
-    /// What comes before the payload of this chunk.
+    /// The header before the payload of this chunk.
     pub(in super::super) fn header(&mut self, chunk: &Chunk) -> Header {
         let opcode = match (self.within_message, chunk.kind) {
             (true, _) => Opcode::Continuation,
