@@ -28,7 +28,7 @@ pub struct Budget {
 #[derive(Default)]
 struct State {
     tunnels: usize,
-    /// The connections whose windows follow the share.
+    /// The connections with windows that follow the share.
     connections: Vec<Weak<Health>>,
 }
 
@@ -43,7 +43,7 @@ impl Budget {
         let observed = Arc::downgrade(&budget);
         metrics.observe(
             ("remoteproxy.bridge.share", "By"),
-            "What each bridged tunnel may keep in memory in either direction",
+            "Bytes that each bridged tunnel may buffer in each direction",
             move || observed.upgrade().map(|budget| f64::from(budget.share())),
         );
         budget
@@ -81,14 +81,14 @@ impl Budget {
         self.share.store(share, Ordering::Relaxed);
         let connections: Vec<_> = state.connections.iter().filter_map(Weak::upgrade).collect();
         drop(state);
-        info!(tunnels, share, "bridged tunnels share the memory of bridge.buffer anew");
+        info!(tunnels, share, "the share of bridge.buffer for each bridged tunnel has changed");
         for connection in connections {
             connection.wake();
         }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Each change is a single step: what a panicking thread left behind is in order.
+        // Each change is a single step: a panicking thread leaves consistent data.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,4 +1,4 @@
-//! A gRPC call on an HTTP/2 stream: messages out and messages in, each behind a prefix of five bytes.
+//! A gRPC call on an HTTP/2 stream: messages out and messages in, each after a prefix of five bytes.
 //! <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>
 //!
 //! Both halves are used by the task of the tunnel itself, with nothing between it and h2: payload is
@@ -27,11 +27,11 @@ const PREFIX: usize = 5;
 const MAX_MESSAGE: usize = 128 * 1024;
 /// What may wait in one call until the other node takes it, in bytes.
 pub(super) const SEND_BUFFER: usize = 128 * 1024;
-/// Payload of fewer bytes is copied behind its message's head.
+/// Payload of fewer bytes is copied after the head of its message.
 const SMALL: usize = 4 * 1024;
 /// So much is sent at once: it fills a frame of HTTP/2.
 const FULL: usize = 64 * 1024;
-/// The other node is told that it may send more each time so many bytes have been taken.
+/// The window of the other node is extended each time so many bytes have been taken.
 const RELEASE: usize = 32 * 1024;
 
 /// What was taken is released in any case when there is nothing more to take: more than half of the
@@ -47,10 +47,10 @@ pub enum CallError {
     #[error("{:?}: {}", .0.code(), .0.message())]
     Status(Box<Status>),
     /// The stream or its connection is gone.
-    #[error("its stream is gone")]
+    #[error("the stream of the call has ended")]
     Stream(#[from] h2::Error),
     /// What came is no gRPC.
-    #[error("not understood: {0}")]
+    #[error("malformed message: {0}")]
     Malformed(&'static str),
 }
 
@@ -88,8 +88,8 @@ impl Outgoing {
         Self { stream, role, waiting, head, room: 0, closed: false, unsent: Unsent::default() }
     }
 
-    /// Ready when there is room for a message; an error when nobody takes it any more. No more than
-    /// about `limit` bytes are taken before the other node has room for them.
+    /// Ready when there is room for a message; an error when the call has ended. No more than about
+    /// `limit` bytes are accepted before the other node has room for them.
     pub(super) fn poll_ready(
         &mut self,
         cx: &mut Context<'_>,
@@ -305,14 +305,14 @@ impl Incoming {
     }
 }
 
-/// Finds messages in what comes: cuts them from it if they came in one, else puts them together.
+/// Finds messages in received data: slices a message out of one piece, or collects it from several.
 #[derive(Default)]
 struct Messages {
     /// What has come and was not looked at. More may come once it is empty.
     data: Bytes,
     /// That is not a small part of a large block.
     is_settled: bool,
-    /// The beginning of a message whose end has not come.
+    /// The beginning of a message that is not complete yet.
     begun: BytesMut,
 }
 

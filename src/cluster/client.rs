@@ -41,8 +41,8 @@ const UNANSWERED: Duration = Duration::from_millis(600);
 /// Why there is no bridge.
 #[derive(Debug, Error)]
 pub enum BridgeError {
-    /// The address makes no sense.
-    #[error("{0:?} is no address of a node")]
+    /// The address is malformed.
+    #[error("{0:?} is not the address of a node")]
     Address(String),
     /// The other node said no.
     #[error("refused: {0}")]
@@ -56,8 +56,8 @@ pub enum BridgeError {
     /// The other node took too long.
     #[error("the other node did not answer in time")]
     Timeout,
-    /// The other node's answer makes no sense.
-    #[error("the other node's answer makes no sense")]
+    /// The answer of the other node is malformed.
+    #[error("the other node's answer is not valid")]
     Answer,
 }
 
@@ -88,8 +88,8 @@ pub struct Peers {
 }
 
 impl Peers {
-    /// Nobody is called yet. `node` is this node's name, `stalled` how long another one may leave
-    /// data untaken, `budget` what all bridged tunnels may keep in memory.
+    /// Creates it without connections. `node` is the name of this node, `stalled` how long another
+    /// node may leave data unread, `budget` the memory for all bridged tunnels.
     pub fn new(
         node: Arc<str>,
         tls: Option<BridgeTls>,
@@ -121,12 +121,12 @@ impl Peers {
         peers.metrics.bridge_connections_may_fail(&REASONS);
         peers.metrics.observe_peers(
             "remoteproxy.bridge.streams.out",
-            "Tunnels that this node has opened to other nodes",
+            "Bridge calls open from this node to other nodes",
             observed(Peer::streams),
         );
         peers.metrics.observe_peers(
             "remoteproxy.bridge.connections",
-            "Connections that this node has opened to other nodes",
+            "Bridge connections open from this node to other nodes",
             observed(Peer::connected),
         );
         peers
@@ -287,7 +287,7 @@ impl Peers {
     }
 
     fn by_address(&self) -> MutexGuard<'_, HashMap<String, Arc<Peer>>> {
-        // Each change is a single step: what a panicking thread left behind is in order.
+        // Each change is a single step: a panicking thread leaves consistent data.
         self.by_address.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

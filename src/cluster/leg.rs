@@ -23,7 +23,7 @@ use crate::observability::metrics::StreamGauge;
 use crate::protocol::{Chunk, Close, Profile};
 use crate::transport::{End, Leg};
 
-/// What comes in a call: a frame, its end, or why it has ended before its time.
+/// An event of a call: a frame, its end, or why it ended early.
 type Received = Result<Option<Frame>, CallError>;
 
 /// How a node answers a bridge.
@@ -142,7 +142,7 @@ impl Drop for BridgeLeg {
     }
 }
 
-/// How the frame that comes in place of data ends the tunnel.
+/// How a frame other than data, or the end of the call, ends the tunnel.
 fn end_of(last: Received) -> End {
     match last {
         Ok(Some(Frame { content: Some(Content::Close(close)) })) => wire::read_close(close),

@@ -110,7 +110,7 @@ impl Misdirections {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Case, Seen>> {
-        // Each change is a single step: what a panicking thread left behind is in order.
+        // Each change is a single step: a panicking thread leaves consistent data.
         self.cases.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,16 +1,15 @@
 //! The bridge: how a tunnel's two nodes reach each other, by gRPC (`proto/`). The only place that
 //! knows tonic, and the HTTP/2 below it.
 //!
-//! [`server`] takes calls from nodes that have claimed an offer of an endpoint here, [`client`]
-//! calls the nodes whose offers were claimed here, and both turn a call into a [`Leg`] for the
-//! relay. Sessions are not known here: an incoming bridge is given to whoever implements
-//! [`Attach`].
+//! [`server`] accepts calls from nodes that have claimed an offer of this node, [`client`] calls the
+//! owners of offers that were claimed here, and both turn a call into a [`Leg`] for the relay. Sessions
+//! are not known here: an incoming call is handed to an implementation of [`Attach`].
 //!
-//! The way of the data: `leg`, the relay's side of a call; `call`, its messages; `connection`, the
-//! HTTP/2 connection that it shares with others, of which a `peer` has a few; `tls`. What may go
-//! wrong: `asked`, a call whose caller leaves; `watch`, a node that is silent; `failure`, what is
-//! recorded of that; `dial`, a host with addresses that do not answer. What it may cost: `budget`, the
-//! memory that all tunnels share; `backlog`, data whose reader is stalled.
+//! The path of the data: `leg`, the relay's side of a call; `call`, its messages; `connection`, the
+//! HTTP/2 connection that it shares with others, of which a `peer` has a few; `tls`. Failures:
+//! `asked`, a call abandoned by its caller; `watch`, a silent node; `failure`, the record of it; `dial`,
+//! a host with addresses that do not answer. Memory: `budget`, shared by all tunnels; `backlog`, the
+//! data for a stalled reader.
 //!
 //! Messages and status are those that tonic generates and knows, but between them and h2 there is
 //! no more than `call`: with tonic's own server and channel, each call has a task of hyper's on
@@ -116,7 +115,7 @@ pub struct ThisNode {
 pub struct AppCall {
     /// Its registration, and the tunnel.
     pub id: OfferId,
-    /// Where it comes from, as its own node sees it.
+    /// The IP address of the app, as its own node sees it.
     pub peer_address: String,
 }
 

@@ -1,8 +1,8 @@
-//! Another node, as far as tunnels lead there: a few connections, opened when they are needed and
-//! shared by the tunnels.
+//! The bridge connections to another node: a few, opened when they are needed and shared by all
+//! tunnels to that node.
 //!
-//! A connection that cannot be opened is nobody's trouble as long as another one is open: it is
-//! tried again on its own, and all calls use the others.
+//! A connection that cannot be opened harms no tunnel as long as another one is open: it is tried
+//! again on its own, and all calls use the others.
 
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -47,7 +47,7 @@ pub enum ConnectError {
     #[error("cannot connect")]
     Stream(#[source] Arc<io::Error>),
     /// HTTP/2.
-    #[error("no HTTP/2")]
+    #[error("the HTTP/2 handshake failed")]
     Http(#[source] Arc<h2::Error>),
 }
 
@@ -298,7 +298,7 @@ impl Peer {
     }
 
     fn slots(&self) -> MutexGuard<'_, Slots> {
-        // Each change is a single step: what a panicking thread left behind is in order.
+        // Each change is a single step: a panicking thread leaves consistent data.
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

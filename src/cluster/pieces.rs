@@ -1,4 +1,4 @@
-//! What a DATA frame of HTTP/2 holds: pieces one behind the other, none of them copied.
+//! The content of a DATA frame of HTTP/2: a sequence of pieces, none of them copied.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;

@@ -1,5 +1,5 @@
-//! Queries about offers and registrations, from either end: what stands in an entry may be out of
-//! date, and the node that made it knows better.
+//! Queries about offers and registrations, both ends: an entry may be stale, and only the node that
+//! created it knows.
 
 use std::io;
 use std::sync::Arc;

@@ -64,8 +64,8 @@ pub struct BridgeService {
     pub misdirections: Arc<Misdirections>,
 }
 
-/// Serves until the task is aborted. Nodes of the cluster are not limited; whoever has not proved to
-/// be one gives way to others.
+/// Serves until the task is aborted. Connections of nodes are not limited; those that have not
+/// authenticated as a node give way to newer ones.
 pub async fn serve(service: BridgeService, listener: TcpListener, tls: Option<BridgeTls>) {
     let manners = Manners {
         who: "other nodes",
@@ -92,7 +92,7 @@ async fn take(guest: Guest, tls: Option<BridgeTls>, service: Arc<BridgeService>)
     let accepted = tokio::select! {
         accepted = accept(tcp, &watched, tls, visit, &service.budget) => accepted,
         () = displaced.cancelled() => {
-            debug!(%node_addr, "a connection that had not proved to be of a node had to give way");
+            debug!(%node_addr, "an unauthenticated bridge connection is closed for a newer one");
             None
         }
     };
@@ -125,7 +125,7 @@ async fn accept(
     let stranger = (!is_secure).then_some(visit);
     let accepted = timeout(STEP, Accepted::new(stream, watched.clone(), budget)).await.ok()?;
     drop(stranger);
-    accepted.inspect_err(|error| debug!(node_addr, %error, "no HTTP/2")).ok()
+    accepted.inspect_err(|error| debug!(node_addr, %error, "the HTTP/2 handshake failed")).ok()
 }
 
 async fn serve_connection(
@@ -157,7 +157,7 @@ async fn respond(service: Arc<BridgeService>, (request, mut respond): Request, w
     }
 }
 
-/// The messages of a call's response, behind its head.
+/// Sends the head of a call's response, and returns the stream for its messages.
 fn answer(respond: &mut SendResponse<Pieces>) -> Result<Outgoing, Status> {
     let mut head = Response::new(());
     head.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(GRPC));
@@ -190,7 +190,7 @@ fn dialed(head: &Head) -> &str {
     head.uri.authority().map_or("", |authority| name_of(authority.as_str()))
 }
 
-/// What a caller hears whose messages make no sense.
+/// The status for a caller that sent malformed messages.
 fn unusable(error: &CallError) -> Status {
     match error {
         CallError::Status(_) | CallError::Stream(_) => given_up(),
@@ -225,8 +225,9 @@ impl BridgeService {
         else {
             return Err(Status::invalid_argument("the first frame must be Attach"));
         };
-        // It sends nothing more until it is answered, except that it has given up: as it does when
-        // this node was frozen for a while. Nobody is to be told of a partner that is gone.
+        // The caller sends nothing more until it is answered, unless it has given up, for example
+        // because this node was frozen. The waiting endpoint must not be paired with a partner that
+        // is gone.
         if messages.message::<Frame>().now_or_never().is_some() {
             return Err(given_up());
         }
@@ -251,7 +252,7 @@ impl BridgeService {
                 Arc::clone(&self.attach).attach(offer, secret, incoming);
             }
             Err(refusal) => {
-                debug!(%refusal, "a bridge was refused");
+                debug!(%refusal, "a bridge call was refused");
                 answer.refuse(refusal);
             }
         }

@@ -158,7 +158,7 @@ impl BridgeStream {
         Self { _counted: Some(count), ..self }
     }
 
-    /// Notes what comes in.
+    /// Returns the record of received data.
     pub(super) fn heard(&self) -> Heard {
         self.heard.clone()
     }

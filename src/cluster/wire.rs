@@ -36,7 +36,7 @@ pub enum Refusal {
     #[error("both endpoints have the same UUID")]
     Loop,
     /// The node is not the one that was meant, and cannot know whether the endpoint waits.
-    #[error("another node was reached than the one that was meant")]
+    #[error("a node other than the intended one answered")]
     WrongNode,
 }
 
@@ -237,8 +237,7 @@ pub(super) fn name_of(said: &str) -> &str {
     }
 }
 
-/// Writes the beginning of a frame of data: its payload comes behind it, and need not be copied for
-/// that.
+/// Writes the beginning of a frame of data, up to its payload, which need not be copied.
 pub(super) fn put_data_head(chunk: &Chunk, out: &mut Vec<u8>) {
     const CONTENT_DATA: u32 = 4;
     const DATA_PAYLOAD: u32 = 3;
