@@ -54,8 +54,8 @@ impl App {
 /// A stream of bytes to and from a gateway.
 ///
 /// - Over WebSocket it ends as a [`Tunnel`](super::Tunnel) does; there is no half-close.
-/// - Over TLS and TCP, shutting down ends what is sent, and what comes goes on until the proxy
-///   ends it. A connection that broke is told from one that ended in order over TLS only.
+/// - Over TLS and TCP, shutting down ends the sending direction; data is received until the proxy
+///   ends it. Only over TLS a broken connection is distinguished from an orderly end.
 pub struct Attachment {
     wire: Wire,
 }

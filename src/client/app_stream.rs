@@ -25,7 +25,7 @@ pub struct AppInfo {
     pub name: String,
     /// With braces, in lower case.
     pub uuid: String,
-    /// Where the app comes from, as the proxy saw it.
+    /// The IP address of the app, as the proxy saw it.
     pub peer_address: String,
 }
 
@@ -35,8 +35,8 @@ pub struct AppInfo {
 ///   gateway's own connection is lost, reading and writing fail ([`TunnelError::Lost`]), and so
 ///   they do once the app was given up because its data was left unread
 ///   ([`TunnelError::TooSlow`]).
-/// - Shutting down has the proxy close the app behind all that was written. Dropping it without
-///   that drops what is still under way.
+/// - Shutting down has the proxy close the app after all written data. Dropping it without that
+///   discards data still in flight.
 pub struct AppStream {
     info: AppInfo,
     place: Place,
@@ -64,7 +64,8 @@ pub(super) struct Place {
     pub(super) number: u64,
 }
 
-/// What the connection has for an app. Without an end behind it, the connection was lost.
+/// Data from the connection for an app. If the channel closes without an end, the connection was
+/// lost.
 pub(super) enum Inbound {
     Data(Bytes, OwnedSemaphorePermit),
     End(Result<(), TunnelError>),
@@ -198,7 +199,7 @@ impl AsyncWrite for AppStream {
         if data.is_empty() {
             return Poll::Ready(Ok(0));
         }
-        // First: whoever waits for its window must not keep the others from sending.
+        // First: an app that waits for its window must not keep the others from sending.
         let count = ready!(self.poll_window(cx, data))?;
         ready!(self.poll_room(cx))?;
         if let Some(mut credit) = self.credit.take() {

@@ -116,7 +116,7 @@ impl Connector {
         Ok(self.trust(tls::pinned(pin)))
     }
 
-    /// Trusts any certificate, which leaves the connection open to whoever sits in between.
+    /// Trusts any certificate, so that the connection can be intercepted.
     #[must_use]
     pub fn insecure(self) -> Self {
         self.trust(tls::anything())
@@ -127,14 +127,14 @@ impl Connector {
         self
     }
 
-    /// The name that the other endpoint or the proxy is told.
+    /// The name to send to the other endpoint or the proxy.
     #[must_use]
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = name.into();
         self
     }
 
-    /// The UUID that the other endpoint is told; by default a random one for each connection.
+    /// The UUID to send to the other endpoint; by default a random one for each connection.
     #[must_use]
     pub fn uuid(mut self, uuid: Uuid) -> Self {
         self.uuid = Some(uuid);
@@ -165,7 +165,7 @@ impl Connector {
     }
 
     /// How much unsent data the system may keep for the connection, in bytes. By default its own
-    /// limit, which on Linux is 4 MiB: a thousand connections whose peers read nothing use up the
+    /// limit, which on Linux is 4 MiB: a thousand connections to peers that read nothing use up the
     /// memory that a machine has for TCP. Without effect on other systems.
     #[must_use]
     pub fn unsent_limit(mut self, bytes: u32) -> Self {
@@ -267,7 +267,7 @@ impl Connector {
 
     async fn upgrade(&self, stream: ByteStream, deadline: Instant) -> Result<Socket, ConnectError> {
         let mut request = self.url.as_str().into_client_request().map_err(upgrade_error)?;
-        // Known to the proxy's log, also when nobody asked to record it.
+        // The log of the proxy shows it, also if the trace is not recorded.
         let trace = self.trace_parent.map_or_else(|| TraceParent::new(false), TraceParent::child);
         if let Ok(value) = trace.to_string().parse() {
             request.headers_mut().insert("traceparent", value);

@@ -79,7 +79,7 @@ impl Conversation {
         }
     }
 
-    /// The connection behind the last message.
+    /// Returns the connection after the last message.
     pub(super) fn into_opened(self) -> Result<Opened, ConnectError> {
         if self.inbox.is_empty() {
             Ok(self.opened)
@@ -88,7 +88,7 @@ impl Conversation {
         }
     }
 
-    /// What carries the data that comes behind the last message.
+    /// Returns the wire for the data after the last message.
     pub(super) async fn into_wire(mut self, connector: &Connector) -> Result<Wire, ConnectError> {
         if matches!(self.opened, Opened::WebSocket(_)) {
             return Ok(Wire::new(self.into_opened()?, Vec::new(), connector));

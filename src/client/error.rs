@@ -1,4 +1,4 @@
-//! What can go wrong for an endpoint, and how it is told from close codes and reasons.
+//! The errors of an endpoint, and how they are derived from close codes and reasons.
 
 use std::io;
 use std::path::PathBuf;
@@ -63,7 +63,7 @@ pub enum ConnectError {
     /// The proxy did not react in time.
     #[error("the proxy did not answer in time (waiting for {0})")]
     Timeout(&'static str),
-    /// The certificate was not issued by anybody trusted, or for another name, or has expired.
+    /// The certificate has no trusted issuer, is for another name, or has expired.
     #[error("the certificate of the proxy is not trusted")]
     CertificateNotTrusted(#[source] rustls::Error),
     /// The certificate is another one than the fingerprint says.
@@ -73,7 +73,7 @@ pub enum ConnectError {
         found: String,
     },
     /// The TLS handshake failed for another reason; maybe the server does not speak TLS.
-    #[error("no TLS connection")]
+    #[error("the TLS handshake failed")]
     Tls(#[source] io::Error),
     /// Something answers there, but it does not speak this protocol.
     #[error("there is no remote proxy at this address: {0}")]
@@ -90,7 +90,7 @@ pub enum ConnectError {
     /// The UUID is registered already, by a gateway or an app.
     #[error("the UUID is registered already")]
     AlreadyRegistered,
-    /// The UUID is one that nobody may have.
+    /// The UUID is null.
     #[error("the proxy does not accept the UUID")]
     InvalidUuid,
     /// The proxy did not accept the request, for the reason in its words.
@@ -100,7 +100,7 @@ pub enum ConnectError {
     #[error("the other endpoint did not come")]
     NobodyCame,
     /// Two other endpoints have a tunnel with this token and nonce.
-    #[error("the tunnel of this token stands already, between two other endpoints")]
+    #[error("two other endpoints already have the tunnel of this token")]
     Taken,
     /// Both endpoints showed the same UUID.
     #[error("both endpoints have the same UUID")]

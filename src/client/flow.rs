@@ -1,8 +1,8 @@
-//! The moving parts of a tunnel: what has come in, what is confirmed, and how it ended.
+//! The state of a tunnel: received data, confirmations, and its end.
 //!
-//! A tunnel may be split between a task that reads and one that writes. Both move the whole
-//! connection on: whoever is polled reads into a bounded inbox, so that pings are answered and a
-//! close is noticed also while only writing; and whatever happens on the socket wakes both.
+//! A tunnel may be split between a task that reads and one that writes. Both drive the whole
+//! connection: each of them, when polled, reads into a bounded inbox, so that pings are answered and
+//! a close is noticed also while only writing; and any event of the socket wakes both.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -44,7 +44,7 @@ pub(super) struct Flow {
     sent: u64,
     asked: u64,
     confirmed: u64,
-    /// Written bytes are still on their way to the socket; whoever is polled pushes them on.
+    /// Written bytes are still on their way to the socket; either task flushes them when polled.
     unflushed: bool,
     close_sent: bool,
     heard: Instant,
@@ -136,7 +136,7 @@ impl Flow {
         Poll::Ready(Ok(count))
     }
 
-    /// Asks the proxy to confirm all that has been sent so far: its pong comes behind that.
+    /// Requests a confirmation of all data sent so far: the proxy answers the ping after it.
     fn ask(&mut self) -> Result<(), TunnelError> {
         self.asked = self.sent;
         let ping = Message::Ping(Bytes::copy_from_slice(&self.sent.to_be_bytes()));
@@ -169,9 +169,9 @@ impl Flow {
         self.confirmed == self.sent
     }
 
-    /// Has everything confirmed, closes, and waits for the answer to that. The close frame comes
-    /// last of all, because pings can no longer be answered behind it and the node might have to
-    /// wait for the other endpoint before it gets that far.
+    /// Has everything confirmed, closes, and waits for the answer to that. The close frame is sent
+    /// last, because pings cannot be answered after it, and the node may have to wait for the other
+    /// endpoint before it reads the close frame.
     pub(super) fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TunnelError>> {
         loop {
             self.poll_inbox(cx, Side::Writer);
@@ -213,7 +213,7 @@ impl Flow {
         let waker = Waker::from(self.waiters.clone());
         let mut cx = Context::from_waker(&waker);
         if self.unflushed {
-            // An error comes again when reading or writing, where it can be told.
+            // Reading or writing returns the same error again, and can report it.
             self.unflushed = Pin::new(&mut self.socket).poll_flush(&mut cx).is_pending();
         }
         while self.end.is_none() && self.inbox_bytes < INBOX {

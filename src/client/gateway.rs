@@ -97,8 +97,8 @@ impl Gateway {
         self
     }
 
-    /// How often the proxy is told that this gateway is alive. Default 30 s; nodes usually close
-    /// what is silent for 60 s. A proxy that is silent for two and a half times as long is lost.
+    /// The interval of pings to the proxy. Default 30 s; nodes usually close a gateway that is silent
+    /// for 60 s. A proxy that is silent for two and a half times as long is lost.
     #[must_use]
     pub fn ping_interval(mut self, interval: Duration) -> Self {
         self.limits.ping = interval;

@@ -2,7 +2,7 @@
 //!
 //! There are two ways. Endpoints that share a token are paired:
 //! [`Connector::connect`] connects and authenticates, [`Waiting::partner`] waits for the other
-//! endpoint, and the [`Tunnel`] that comes of it is a byte stream and a message stream.
+//! endpoint, and the resulting [`Tunnel`] is a byte stream and a message stream.
 //!
 //! ```no_run
 //! use nymea_remoteproxy::{client::Connector, protocol::Token};
@@ -36,7 +36,7 @@
 //! let mut here = apps.accept().await?;
 //! there.write_all(b"hello").await?;
 //! here.read_exact(&mut [0; 5]).await?;
-//! here.shutdown().await?; // The app is closed behind all data.
+//! here.shutdown().await?; // The app is closed after all data.
 //! # Ok(())
 //! # }
 //! ```

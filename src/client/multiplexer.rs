@@ -1,9 +1,9 @@
 //! One registered connection of a gateway: takes its frames apart for the apps, and puts those of
 //! the apps together.
 //!
-//! Reading and writing do not wait for each other. What an app leaves unread is bounded: when that
-//! much waits, nothing is read for anybody, so that the proxy slows the apps down; an app that then
-//! takes nothing for [`Limits::stalled`] is given up, and the others go on.
+//! Reading and writing do not wait for each other. The unread data of an app is bounded: at the limit,
+//! nothing is read for any app, so that the proxy slows them down; an app that is then not read for
+//! [`Limits::stalled`] is disconnected, and the others continue.
 
 use std::collections::HashMap;
 use std::io;
@@ -96,7 +96,7 @@ struct App {
 }
 
 impl Drop for Apps {
-    /// Whoever waits for a window must not wait for ever.
+    /// Wakes writers that wait for a window.
     fn drop(&mut self) {
         for app in self.lock().values() {
             app.close_window();
@@ -114,8 +114,8 @@ impl App {
     fn end(&self, end: Result<(), TunnelError>) {
         self.left.store(true, Ordering::Release);
         self.close_window();
-        // Nobody reads any more: then nobody has to be told.
-        let _told = self.inbound.send(Inbound::End(end));
+        // It fails if the stream was dropped, which needs no end.
+        let _sent = self.inbound.send(Inbound::End(end));
     }
 }
 
@@ -261,10 +261,10 @@ impl Reader<'_> {
             () = app.inbound.closed() => return,
         };
         if let Ok(Ok(room)) = room {
-            // Nobody reads it any more: then it is dropped, and its room is free again.
+            // It fails if the stream was dropped: then the data is, too, and its room is free.
             let _taken = app.inbound.send(Inbound::Data(data, room));
         } else {
-            warn!(address, "nobody reads what an app sends, it is disconnected");
+            warn!(address, "an app is disconnected: its data was not read for too long");
             app.end(Err(TunnelError::TooSlow));
             self.apps.remove(app.place);
             // The connection is over: so is the app.
@@ -323,7 +323,7 @@ impl Writer<'_> {
         }
     }
 
-    /// Has an app closed whose stream was dropped, or that was given up.
+    /// Has the proxy close an app after its stream was dropped, or its data was not read.
     fn disconnect(&mut self, place: Place, out: &mut BytesMut) {
         if self.apps.remove(place).is_some() || !self.apps.lock().contains_key(&place.address) {
             self.call_disconnect(place, out);

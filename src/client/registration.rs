@@ -9,8 +9,8 @@ use super::conversation::{Conversation, REQUEST};
 use super::wire::Wire;
 use crate::protocol::{Token, TunnelProxyError, request};
 
-/// Connects and calls `method` of the tunnel proxy. With its success comes what carries the data,
-/// and what else the answer says.
+/// Connects and calls `method` of the tunnel proxy. On success returns the wire for the data, and the
+/// params of the answer.
 pub(super) async fn register(
     connector: &Connector,
     method: &str,

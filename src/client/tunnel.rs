@@ -27,9 +27,9 @@ use crate::protocol::Identity;
 ///   and the close. There is no half-close: the other endpoint's tunnel ends with it.
 ///   A tunnel that is dropped instead counts as lost, for the other endpoint, too.
 /// - Pings are answered whenever either side is polled. While writing, up to 64 KiB and one
-///   message are kept for the reader. With more than that and nobody reading, the connection
-///   stands still, so read and write at the same time (split the tunnel, or
-///   [`tokio::io::copy_bidirectional`]) unless you know that the other endpoint sends little.
+///   message are kept for the reader. With more than that unread, the connection stalls, so read
+///   and write at the same time (split the tunnel, or [`tokio::io::copy_bidirectional`]) unless you
+///   know that the other endpoint sends little.
 ///
 /// Messages instead of bytes, each answered in its kind:
 ///
@@ -73,8 +73,8 @@ impl Tunnel {
         self.flow.is_delivered()
     }
 
-    /// Keeps the tunnel alive until it ends, without taking data out of it: for the time until
-    /// there is somebody to read. Dropping the future loses nothing.
+    /// Keeps the tunnel alive until it ends, without taking data out of it, for the time until it is
+    /// read. Cancel-safe.
     pub async fn ended(&mut self) {
         poll_fn(|cx| self.flow.poll_end(cx)).await;
     }

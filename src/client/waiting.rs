@@ -1,4 +1,4 @@
-//! What an endpoint and the proxy say to each other before the tunnel stands.
+//! The messages between an endpoint and the proxy before the tunnel is established.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::protocol::{
     ESTABLISHED_GENERATION_1, ESTABLISHED_GENERATION_2, Identity, Token, request,
 };
 
-/// An authenticated connection whose other endpoint has not come yet.
+/// An authenticated connection that waits for the other endpoint.
 ///
 /// It answers the proxy's pings in [`Waiting::partner`] only, so do not put that off for long.
 #[derive(Debug)]
