@@ -63,7 +63,7 @@ impl Overflow {
         let used = move || overflow.upgrade().map(|overflow| overflow.used() as f64);
         metrics.observe(
             ("remoteproxy.gateway.overflow", "By"),
-            "What waits for apps beyond their own backlog, of tunnel_proxy.overflow",
+            "Bytes buffered for apps beyond their own backlog (limit: tunnel_proxy.overflow)",
             used,
         );
     }
