@@ -29,7 +29,7 @@ impl Failure {
 
     /// Writes it to standard error.
     pub(crate) fn report(&self) -> ExitCode {
-        // With standard error closed there is nobody to tell.
+        // If standard error is closed, the exit code has to do.
         let _ = writeln!(io::stderr(), "error: {:#}", self.error);
         ExitCode::from(self.code)
     }

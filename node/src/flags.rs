@@ -26,12 +26,12 @@ pub(crate) struct Flags {
     #[arg(short = 'k', long, value_name = "file")]
     certificate_key: Option<String>,
 
-    /// Who decides about tokens [default: any token is accepted]
+    /// URL of the authentication server that checks tokens [default: any token is accepted]
     #[arg(short, long, value_name = "url")]
     authentication_server: Option<String>,
 
-    /// Where the nodes of a cluster meet: redis://, rediss:// or unix: [default: this node is
-    /// alone]
+    /// URL of the Redis server that all nodes of the cluster share: redis://, rediss:// or unix:
+    /// [default: a single node without Redis]
     #[arg(long, value_name = "url")]
     redis: Option<String>,
 
@@ -39,7 +39,7 @@ pub(crate) struct Flags {
     #[arg(short, long, value_name = "logfile")]
     logging: Option<String>,
 
-    /// How log lines look: human, json, or auto (human on a terminal and in a file)
+    /// Format of log lines: human, json, or auto (human on a terminal and in a file)
     #[arg(long, value_name = "format")]
     log_format: Option<String>,
 
@@ -51,19 +51,19 @@ pub(crate) struct Flags {
     #[arg(long, value_name = "file")]
     pub(crate) config: Option<PathBuf>,
 
-    /// Check settings and certificates, say what would be started, and exit
+    /// Check settings and certificates, print what would be started, and exit
     #[arg(long)]
     pub(crate) check: bool,
 
-    /// Accept any token, even from other machines
+    /// Accept any token, also from other machines
     #[arg(long)]
     insecure_accept_any: bool,
 
-    /// Use a self-signed certificate, even towards other machines
+    /// Use a self-signed certificate, also for other machines
     #[arg(long)]
     insecure_self_signed: bool,
 
-    /// No TLS: for a node behind a load balancer that terminates it
+    /// No TLS: for a node with a load balancer in front that terminates it
     #[arg(long)]
     insecure_no_tls: bool,
 }

@@ -1,5 +1,5 @@
-//! `nymea-remoteproxy`: the node as a program. It reads flags and settings, sets up the log,
-//! starts the node and, told to stop, drains it. What a node does is in the library.
+//! `nymea-remoteproxy`: the node as a program. It reads flags and settings, sets up the log, starts
+//! the node and drains it on a signal. What a node does is in the library.
 //!
 //! Exit codes: 0 for an end in order, 1 when the node cannot run, 2 for wrong usage or settings.
 
@@ -45,7 +45,7 @@ fn run(flags: &Flags) -> Result<(), Failure> {
     let log = logging::start(&config.log, flags.verbose).map_err(Failure::configuration)?;
     let runtime = Runtime::new().map_err(Failure::runtime)?;
     let outcome = runtime.block_on(serve(config, log.control()));
-    // Whoever is still busy after the drain, or after a second signal, is not waited for.
+    // Tasks that are still busy after the drain, or after a second signal, are not waited for.
     runtime.shutdown_background();
     outcome.inspect_err(Failure::log)
 }

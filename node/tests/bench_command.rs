@@ -102,7 +102,7 @@ fn damage_on_the_way_is_a_failure() {
         damaging_relay(&relay, &backend, damage);
         let url = format!("tcp://{relay}");
         let load = ["throughput", "--tunnels", "1", "--seconds", "1", "--size", "1024"];
-        // Nobody's memory or CPU time is asked for.
+        // Without --pid, no memory or CPU time is measured.
         let (code, output) = bench(&[&load[..], &["--url", &url, "--direct", &backend]].concat());
         assert!(code == Some(1) && output.contains(said), "{said}: {output}");
     }
@@ -110,7 +110,7 @@ fn damage_on_the_way_is_a_failure() {
 
 type Damage = fn(&mut Vec<u8>);
 
-/// Passes all that comes on, but for one piece.
+/// Forwards all data, but damages one piece.
 fn damaging_relay(relay: &str, backend: &str, damage: Damage) {
     let listener = TcpListener::bind(relay).expect("a free port");
     let backend = backend.to_owned();

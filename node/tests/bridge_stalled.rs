@@ -1,5 +1,5 @@
-//! Tunnels whose reader takes nothing, fed with small messages: what they cost a node is bounded in
-//! memory really used, whatever the size of the messages.
+//! Tunnels with a reader that reads nothing, fed with small messages: the memory that a node really
+//! uses for them is bounded, whatever the size of the messages.
 //!
 //! Nodes are processes in network namespaces, which needs Linux and root: there the buffers of the
 //! system are small, which would hide megabytes otherwise.
@@ -39,7 +39,7 @@ struct Cluster {
 }
 
 impl Cluster {
-    /// Two nodes, whose bridged tunnels may keep so much in memory.
+    /// Starts two nodes with this `bridge.buffer`.
     async fn start(buffer: &str) -> Self {
         let network = Network::new(2);
         let redis = Server::start().await;
@@ -79,7 +79,7 @@ fn shrink_buffers(network: &Network, node: u8) {
     assert!(done.expect("sysctl").success());
 }
 
-/// Feeds a tunnel whose reader takes nothing with messages of one byte.
+/// Feeds messages of one byte into a tunnel until its reader, which reads nothing, stalls it.
 async fn feed(writer: &mut Endpoint) -> usize {
     for sent in 0..TINY {
         let message = Message::binary(vec![u8::try_from(sent % 256).expect("a byte")]);

@@ -67,7 +67,7 @@ async fn register(node: SocketAddr) -> BufReader<TcpStream> {
     stream
 }
 
-/// Sends back what comes from apps, until the node is gone.
+/// Sends data of apps back to them until the node ends.
 async fn echo(mut stream: BufReader<TcpStream>) {
     let mut frames = Frames::default();
     let mut piece = vec![0; 65_536];
@@ -86,7 +86,7 @@ async fn echo(mut stream: BufReader<TcpStream>) {
     }
 }
 
-/// Serves the page; what it tells comes out of the channel.
+/// Serves the page, and returns the channel of what it reports.
 async fn serve_page() -> (SocketAddr, Receiver<String>) {
     let (results, receiver) = channel(1);
     let page = get(async || Html(include_str!("browser/page.html")));

@@ -29,7 +29,7 @@ fn node() -> Node {
     node_with(|_| {})
 }
 
-/// A client that has yet to be told whom to trust, with all of its streams piped.
+/// A client without an option for trust, with all of its streams piped.
 fn bare(url: &str, options: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_nymea-remoteproxy-client"));
     command.args(["--url", url]).args(options).env("REMOTEPROXY_TOKEN", "geheim");
@@ -47,7 +47,7 @@ fn client(node: &Node, options: &[&str]) -> Child {
 async fn run(mut child: Child, input: &[u8]) -> Output {
     let mut stdin = child.stdin.take().expect("piped");
     let writing = async move {
-        // Nobody may be there to take it, that is for the exit code to say.
+        // The client may have ended already; the exit code is checked.
         let _ = stdin.write_all(input).await;
     };
     let (output, ()) =
@@ -141,7 +141,7 @@ async fn who_leaves_an_idle_sender_does_no_harm() {
     stdin.write_all(b"line").await.expect("taken");
     let mut line = [0; 4];
     soon("the line", other.read_exact(&mut line)).await.expect("received");
-    // Long enough for the proxy to confirm the line, which nobody here can see.
+    // Long enough for the proxy to confirm the line, which cannot be observed here.
     let idle = tokio::time::timeout(Duration::from_secs(1), other.ended()).await;
     assert!(idle.is_err(), "ended by itself");
     soon("the end", other.shutdown()).await.expect("a normal end");

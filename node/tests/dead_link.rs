@@ -1,5 +1,5 @@
-//! Gateways and apps whose link dies without a word: packets vanish in both directions. They come
-//! back over another one, and must not have to wait until the node has noticed by itself.
+//! Gateways and apps on a link that dies silently: packets vanish in both directions. They connect
+//! again over another link, and must not have to wait until the node notices by itself.
 //!
 //! The old link leads through a relay in a network namespace of its own, which is cut off from the
 //! node. Needs Linux and root.
@@ -250,7 +250,7 @@ async fn with_data_under_way_a_gateway_on_tcp_gets_its_place_back_too() {
     until("data under way", async || received.load(Ordering::Relaxed) > 4 << 20).await;
     refused_gateway(&websocket, 1, "AlreadyRegistered").await;
     network.cut(0, 1);
-    // Then the pause until the next time is longer than anybody waits here.
+    // After that, the pause until the next attempt is longer than this test.
     until("data to be sent again", async || sent_again(&network, 0) >= 5).await;
     let mut new = within(BACK, "the gateway is back", Gateway::register(&websocket, 1)).await;
     serves(&websocket, &mut new).await;

@@ -1,4 +1,4 @@
-//! A node whose file descriptors are used up: clients notice, operators and tunnels do not.
+//! A node without free file descriptors: clients notice, operators and tunnels do not.
 
 mod support;
 

@@ -1,8 +1,8 @@
 //! What breaks besides the network: nodes that are killed or frozen, and Redis away, frozen,
 //! demoted or moved. Nodes, Redis and sentinels are processes, with TLS between the nodes.
 //!
-//! Each test looks at tunnels that stand, at endpoints that wait and at new ones, and gives all of
-//! it a time by which it is in order again, without anybody's help.
+//! Each test looks at established tunnels, at waiting endpoints and at new ones, all of which must
+//! work again within a time, without intervention.
 
 #[path = "support/cluster.rs"]
 mod cluster;
@@ -24,7 +24,7 @@ const LEASE: Duration = Duration::from_secs(10);
 /// The lease, a call to a node that does not answer (3 s) and the pause after it (1 s), and some
 /// time for slow machines.
 const TAKEN_OVER: Duration = LEASE.saturating_add(Duration::from_secs(3 + 1 + 4));
-/// How long a bridge without a sign of life stands: an interval, and no less than a lease.
+/// How long a bridge without a sign of life is kept: an interval, and no less than a lease.
 const SILENCE: Duration = Duration::from_secs(2 + 10 + 2);
 /// How long it takes to be back after Redis is: the longest pause between two tries, and to put
 /// everything up again.
@@ -136,7 +136,7 @@ async fn a_short_freeze_is_only_a_delay() {
 
     a.freeze();
     let mut met_by = Endpoint::waiting(b, "met").await;
-    // Asks for its partner over a connection that stands, and does not wait for the answer.
+    // Requests its partner over an open connection, and does not wait for the answer.
     let mut gone = Endpoint::waiting(b, "left alone").await;
     waits(&mut gone).await;
     drop(gone);

@@ -57,7 +57,7 @@ impl Node {
         line.expect("the metric").parse().expect("a number")
     }
 
-    /// An endpoint comes and goes, which is logged.
+    /// Connects and disconnects an endpoint, which is logged.
     async fn is_used(&self) {
         Endpoint::waiting(self, "t").await.leave().await;
     }

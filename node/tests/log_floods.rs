@@ -76,7 +76,7 @@ impl Node {
         values.sum()
     }
 
-    /// What anybody sends to the plain listener, as often as possible: how often that was.
+    /// Sends `what` to the plain listener as often as possible, and returns how often.
     fn flood(&self, what: &[u8]) -> u64 {
         let plain = self.plain;
         let flooding = || {
@@ -127,7 +127,7 @@ async fn a_flood_of_refused_strangers_fills_neither_the_log_nor_the_list_of_even
     assert!(sent > 100, "only {sent} connections");
     let with_nonsense = size() - before;
 
-    // Nobody of this address has room any more.
+    // The limit for this address is reached.
     let connect = |_| {
         let mut tcp = TcpStream::connect(node.plain).expect("connected");
         // A connection that has sent nothing has no place, and one without a request gives way.

@@ -24,7 +24,7 @@ use tokio::runtime::Runtime;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_nymea-remoteproxy-monitor");
 
-/// Three gateways, one of them without apps. What comes from one app grows with each report.
+/// Three gateways, one of them without apps. The traffic of one app grows with each report.
 #[derive(Default)]
 struct Houses(AtomicU64);
 
@@ -131,7 +131,7 @@ impl Screen {
         screen
     }
 
-    /// Nobody takes what is written to the terminal.
+    /// Starts the program on a terminal that is not read.
     fn unread(
         socket: &Path,
         prepare: impl FnOnce(&dyn MasterPty),
@@ -309,7 +309,7 @@ fn the_terminal_is_given_back_whatever_ends_it() {
 #[test]
 fn it_ends_when_the_terminal_hangs_up() {
     let served = Served::start();
-    // With the signal that comes of it, and where there is none.
+    // With the signal that a closed terminal causes, and without.
     for has_signal in [true, false] {
         let screen = Screen::with(&served.path(), |command| {
             command.set_controlling_tty(has_signal);
@@ -421,7 +421,7 @@ fn lines_of_json_of_a_real_node_that_is_killed_and_comes_again() {
     let second = node(&socket);
     assert_eq!(said.next().expect("a line").expect("UTF-8"), "the node is back");
     lines.next().expect("a line").expect("UTF-8");
-    // Nobody reads any more: the end.
+    // The reader has gone: the program ends.
     drop(lines);
     assert!(going.wait().expect("ended").success());
 

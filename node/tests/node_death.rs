@@ -1,6 +1,6 @@
-//! A node dies or freezes, as a process: what its endpoints meet with that come back at once to
-//! the other nodes. Nobody is refused because of what the dead node has left in Redis, its keys are
-//! free soon, and a node that is only frozen loses nothing.
+//! A node process dies or freezes, and its endpoints reconnect at once to the other nodes. No endpoint
+//! is refused because of what the dead node has left in Redis, its keys are free soon, and a node that
+//! is only frozen loses nothing.
 
 #[path = "support/cluster.rs"]
 mod cluster;
@@ -22,7 +22,7 @@ const CERTAIN: Duration = Duration::from_secs(3 + 1 + 4);
 /// What is left of a lease at least when its node freezes.
 const LEASE_LEFT: Duration = Duration::from_secs(10 - 3);
 
-/// Two endpoints come once each, are told nothing before they have each other, and talk.
+/// Two endpoints connect once each, receive nothing before they are paired, and exchange data.
 async fn meet(one: &Member, other: &Member, token: &str) {
     let since = Instant::now();
     let (mut first, mut second) =
@@ -109,7 +109,7 @@ async fn a_frozen_node_loses_nothing_before_its_lease_is_over() {
     within(CERTAIN, "what waited for the frozen node", async {
         first.established().await;
         beside.closed_with(1008).await;
-        // It has one partner, whichever comes first.
+        // It has one partner, whichever connects first.
         let came = tokio::join!(second.message(), third.message());
         let refused = match &came {
             (Message::Text(_), Message::Close(Some(frame)))

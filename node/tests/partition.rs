@@ -1,7 +1,7 @@
-//! Links that are cut: packets vanish, and nobody is told. Nodes are processes in network
+//! Links that are cut: packets vanish without an error. Nodes are processes in network
 //! namespaces, which needs Linux and root.
 //!
-//! As in `faults.rs`, each test looks at tunnels that stand, at endpoints that wait and at new
+//! As in `faults.rs`, each test looks at established tunnels, at waiting endpoints and at new
 //! ones, and at the time by which all of it is in order again.
 
 #[path = "support/cluster.rs"]
@@ -18,7 +18,7 @@ use cluster::endpoints::{Endpoint, tunnel, tunnel_between};
 use cluster::{Member, pair, refused, talk, waits, within};
 use network::Network;
 
-/// How long a bridge without a sign of life stands: an interval of 2 s, the time of a lease, and
+/// How long a bridge without a sign of life is kept: an interval of 2 s, the time of a lease, and
 /// some time for slow machines.
 const SILENCE: Duration = Duration::from_secs(2 + 10 + 2);
 /// How long it takes to be back after a link is: two steps of 3 s that cannot be taken back, and

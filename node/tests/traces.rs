@@ -1,4 +1,4 @@
-//! What a collector is told of tunnels by two node processes.
+//! The spans of tunnels that two node processes send to a collector.
 
 #[path = "support/cluster.rs"]
 mod cluster;
@@ -162,7 +162,7 @@ async fn a_tunnel_over_two_nodes_is_one_trace() {
     first.established().await;
     second.established().await;
 
-    // The set-up is there while the tunnel stands.
+    // The set-up is exported while the tunnel is open.
     let setups = || {
         let spans = collector.spans().into_iter();
         spans.filter(|(_, span)| span.name == "tunnel setup").collect::<Vec<_>>()
@@ -269,7 +269,7 @@ async fn by_http_and_a_signal_loses_nothing() {
     talk(&mut first, &mut second).await;
     first.leave().await;
     second.closed_with(1000).await;
-    // The client command goes on with the trace of whoever starts it.
+    // The client command continues the trace of its parent process.
     let parent = TraceParent::new(true);
     let client = Command::new(env!("CARGO_BIN_EXE_nymea-remoteproxy-client"))
         .args(["--url", &format!("wss://{}", node.address), "-i", "--token", "t", "--wait", "1s"])

@@ -1,4 +1,4 @@
-//! A web server behind a NAT, reached by many clients at once: real processes of the node, the
+//! A web server that a NAT hides, reached by many clients at once: real processes of the node, the
 //! gateway, the app and Python's web server.
 
 mod support;

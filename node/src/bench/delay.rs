@@ -1,6 +1,5 @@
-//! `delay`: a TCP relay that passes every byte on some time after it came, as a long link would,
-//! for machines whose kernel cannot make one. It has no bound of its own: what is under way is what
-//! its two ends allow.
+//! `delay`: a TCP relay that forwards every byte some time after its arrival, as a long link would,
+//! for machines without a kernel that can make one. Data in flight is bounded by its two ends only.
 
 use std::net::SocketAddr;
 use std::process::ExitCode;

@@ -53,13 +53,13 @@ pub(crate) struct Options {
 pub(crate) async fn run(options: &Options) -> anyhow::Result<ExitCode> {
     allow_connections(options.tunnels + WARM_UP)?;
     let target = Target::new(&options.target, SMALL).await?;
-    ensure!(!target.processes().is_none(), "whose memory? --pid is missing");
+    ensure!(!target.processes().is_none(), "--pid is missing: it names the process to measure");
     // What the first connections bring about once for all does not count.
     let _warm = target.idle(WARM_UP).await.context("the first tunnels")?;
     let memory = || target.processes().resident_kib();
     let before = memory()?;
     let opened = timeout(DEADLINE, target.open_many(options.tunnels)).await;
-    let tunnels = Standing::new(opened.context("the tunnels did not stand in time")??);
+    let tunnels = Standing::new(opened.context("the tunnels were not established in time")??);
     sleep(SETTLED).await;
     let after = memory()?;
     let per_endpoint = |kib| rounded(difference(kib, before) / f64::from(2 * options.tunnels));
@@ -134,7 +134,7 @@ async fn closed(target: &Target, tunnels: Vec<Tunnel>, before: u64) -> anyhow::R
     }))
 }
 
-/// Tunnels with somebody at each end who answers pings.
+/// Tunnels with an endpoint at each end that answers pings.
 struct Standing {
     tasks: JoinSet<anyhow::Result<Tunnel>>,
     over: CancellationToken,

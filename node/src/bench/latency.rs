@@ -30,7 +30,7 @@ pub(crate) struct Options {
     /// How long messages go to and fro before that
     #[arg(long, value_name = "SECONDS", default_value_t = 0.5)]
     warm_up: f64,
-    /// This many more tunnels stand idle meanwhile
+    /// Keep this many more tunnels idle during the measurement
     #[arg(long, value_name = "TUNNELS", default_value_t = 0)]
     beside: u32,
     #[command(flatten)]
@@ -90,7 +90,7 @@ async fn play(games: Vec<Game>, seconds: f64) -> anyhow::Result<(Vec<Game>, Time
     Ok((games, all))
 }
 
-/// A tunnel, and what comes next on it.
+/// A tunnel, and the next message on it.
 struct Game {
     tunnel: Tunnel,
     outgoing: [Outgoing; 2],

@@ -1,8 +1,8 @@
 //! `nymea-remoteproxy-bench`: measures a node from outside, and fails when it needs too much.
 //!
-//! A measurement is a module with its options. They share `target` (what is measured, and how a
-//! tunnel through it comes about), `endpoint` and `wire` (what is sent and checked), and `usage`
-//! (what processes use meanwhile).
+//! A measurement is a module with its options. They share `target` (the server to measure, and how a
+//! tunnel through it is established), `endpoint` and `wire` (the data sent and checked), and `usage`
+//! (the resources that processes use).
 
 mod apps;
 mod backend;
@@ -48,7 +48,7 @@ overtaken, cut or changed, the command fails.
 Exit codes: 0 when it was measured and is within the bounds that were given, 1 when not, 2 for wrong
 usage.";
 
-/// Measure a node, to know how many it takes.
+/// Measure a node, to size a cluster.
 #[derive(Debug, Parser)]
 #[command(version, after_help = AFTER_HELP)]
 struct Options {
@@ -61,13 +61,13 @@ struct Options {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Speed, and CPU time per GiB, while tunnels are flooded
+    /// Speed, and CPU time per GiB, of flooded tunnels
     Throughput(throughput::Options),
     /// Time, and CPU time, of a message to the other end and one back
     Latency(latency::Options),
-    /// Time, and CPU time, until a tunnel stands
+    /// Time, and CPU time, to establish a tunnel
     Setup(setup::Options),
-    /// Memory per endpoint, and CPU time, while many tunnels stand idle
+    /// Memory per endpoint, and CPU time, of many idle tunnels
     Idle(idle::Options),
     /// Memory for tunnels that are flooded and not read
     Stalled(stalled::Options),
@@ -75,17 +75,17 @@ enum Command {
     Neighbours(neighbours::Options),
     /// Speed of a gateway to its apps while one of them is stalled
     Apps(apps::Options),
-    /// Round trips of a tunnel while strangers flood the node with what costs them nothing
+    /// Round trips of a tunnel while strangers flood the node with cheap requests
     Hostile(hostile::Options),
-    /// CPU of a node that counts and traces, compared with one that does not
+    /// CPU time of a node with metrics and traces, compared with one without
     Observed(observed::Options),
-    /// The least that a TLS relay costs: accepts, connects, copies, and knows no bounds
+    /// A minimal TLS relay, for comparison: accepts, connects and copies, without limits
     #[command(hide = true)]
     Floor(floor::Options),
-    /// A link that is long: passes bytes on a while after they came
+    /// A long link: forwards bytes after a delay
     #[command(hide = true)]
     Delay(delay::Options),
-    /// Work that is always the same, for those who count instructions
+    /// A fixed amount of work, to count its instructions
     #[command(hide = true)]
     Work(work::Options),
 }

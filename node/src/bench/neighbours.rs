@@ -40,7 +40,7 @@ pub(crate) struct Options {
     /// The Redis that the two nodes share, which are started for this.
     #[arg(long)]
     redis: String,
-    /// Tunnels whose reader reads nothing while their writer floods them.
+    /// Tunnels with a flooding writer and a reader that reads nothing.
     #[arg(long, default_value_t = 8)]
     stalled: u32,
     /// The size of the messages that fill them, in bytes.

@@ -21,7 +21,7 @@ pub(crate) struct Started {
 }
 
 impl Started {
-    /// Starts the node whose program lies beside this one, with its defaults, on a free port.
+    /// Starts a node on a free port, with default settings, from the program beside this one.
     pub(crate) async fn new() -> anyhow::Result<Self> {
         Self::start(&[]).await
     }
@@ -74,7 +74,7 @@ impl Started {
         })
         .await
         .context("the node did not start in time")??;
-        // Ends with the node. Somebody has to read it, or the node would wait for that.
+        // Ends with the node. Unread, the full pipe would drop lines of the log.
         tokio::spawn(async move { while let Ok(Some(_)) = log.next_line().await {} });
         Ok(Self { url, pid, _child: child })
     }

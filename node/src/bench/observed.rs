@@ -1,5 +1,5 @@
-//! `observed`: what it costs a node to count and to trace while it relays, compared with one that
-//! does neither, and what it costs when the collector goes away meanwhile.
+//! `observed`: the cost of metrics and traces for a node that relays, compared with a node without
+//! them, also when the collector goes away during the run.
 
 use std::convert::Infallible;
 use std::io::Write;

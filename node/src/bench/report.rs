@@ -22,7 +22,7 @@ pub(crate) fn merged<const N: usize>(parts: [Value; N]) -> Value {
     Value::Object(objects.flatten().collect())
 }
 
-/// To four digits behind the point: more is noise.
+/// Rounds to four decimal places: more is noise.
 pub(crate) fn rounded(value: f64) -> f64 {
     (value * 1e4).round() / 1e4
 }

@@ -33,7 +33,7 @@ pub(crate) struct Options {
     /// Tunnels that are begun per second, evenly spread [default: the next when one is done]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     rate: Option<u32>,
-    /// This many more tunnels stand idle meanwhile
+    /// Keep this many more tunnels idle during the measurement
     #[arg(long, value_name = "TUNNELS", default_value_t = 0)]
     beside: u32,
     #[command(flatten)]
@@ -137,7 +137,7 @@ pub(crate) async fn close(tunnel: Tunnel) -> anyhow::Result<Duration> {
     let took = began.elapsed();
     let is_fine = code.is_none_or(|code| code == 1000);
     ensure!(is_fine, "a tunnel ended ({}), not in order", close_code(code));
-    // A close is answered, and whoever began waits for that.
+    // A close is answered, and the endpoint that began it waits for the answer.
     one.close().await?;
     timeout(CLOSE, other.ended()).await.context("the close was not answered")??;
     Ok(took)

@@ -1,5 +1,5 @@
-//! `stalled`: floods tunnels whose receivers read nothing, and sees how much the server takes in.
-//! Then they read, and all of it must be there.
+//! `stalled`: floods tunnels while their receivers read nothing, and measures how much data the
+//! server accepts. Then the receivers read, and all of it must arrive.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -42,7 +42,7 @@ pub(crate) struct Options {
 
 pub(crate) async fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let target = Target::new(&options.target, LARGE).await?;
-    ensure!(!target.processes().is_none(), "whose memory? --pid is missing");
+    ensure!(!target.processes().is_none(), "--pid is missing: it names the process to measure");
     let message = options.shape.message(&target, options.size);
     warm_up(&target, &message).await?;
     let tunnels = target.open_many(options.tunnels).await?;

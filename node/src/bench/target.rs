@@ -73,7 +73,7 @@ pub(crate) struct Target {
     _started: Option<Started>,
 }
 
-/// The two ends of a tunnel that stands, and how long that took.
+/// The two ends of an established tunnel, and the time to establish it.
 pub(crate) struct Tunnel {
     pub(crate) ends: [Endpoint; 2],
     /// From the first connection.
@@ -133,7 +133,7 @@ impl Target {
                 None => self.through_node(number).await,
             }
         };
-        timeout(PATIENCE, made).await.context("a tunnel did not stand in time")?
+        timeout(PATIENCE, made).await.context("a tunnel was not established in time")?
     }
 
     /// Sets many up.
@@ -285,8 +285,8 @@ impl Address {
     }
 }
 
-/// Where a connection to loopback comes from: of 16,384 places, each run takes one by chance, so that runs
-/// that go on at the same time hardly ever share an address.
+/// The source address of a connection to loopback: each run picks one of 16,384 at random, so that
+/// concurrent runs hardly ever share an address.
 fn source(run: Uuid, number: u64) -> Ipv4Addr {
     let [high, low, ..] = run.into_bytes();
     let of_run = u32::from(u16::from_be_bytes([high & 0x3F, low])) << 8;

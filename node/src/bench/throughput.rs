@@ -34,7 +34,7 @@ pub(crate) struct Options {
     /// How long tunnels are flooded before that
     #[arg(long, value_name = "SECONDS", default_value_t = 1.0)]
     warm_up: f64,
-    /// This many more tunnels stand idle meanwhile
+    /// Keep this many more tunnels idle during the measurement
     #[arg(long, value_name = "TUNNELS", default_value_t = 0)]
     beside: u32,
     #[command(flatten)]

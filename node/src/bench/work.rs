@@ -1,6 +1,6 @@
-//! `work`: a fixed amount of work, in fixed steps, so that what it costs the node does not depend on
-//! how fast anybody is. A step is a burst of messages, and the next one begins when the last message
-//! has come; set-ups come one after the other.
+//! `work`: a fixed amount of work in fixed steps, so that its cost for the node does not depend on the
+//! speed of the generator. A step is a burst of messages, and the next one begins when the last
+//! message has arrived; set-ups follow one another.
 
 use std::process::ExitCode;
 

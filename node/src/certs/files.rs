@@ -58,7 +58,7 @@ fn exists(path: &Path) -> anyhow::Result<bool> {
     path.try_exists().with_context(|| format!("cannot look for {}", path.display()))
 }
 
-/// Whoever sees the file sees all of it.
+/// Writes a file atomically: a reader finds all of it or nothing.
 fn write(path: &Path, text: &str, mode: u32) -> anyhow::Result<()> {
     let mut new = path.as_os_str().to_owned();
     new.push(".new");

@@ -21,11 +21,11 @@ use clap::Parser;
 use authority::{Authority, Purpose};
 use files::{Outcome, Pair};
 
-/// Makes certificates for a cluster to try or to develop.
+/// Create certificates for a test or development cluster.
 #[derive(Parser)]
 #[command(name = "nymea-remoteproxy-certs", version, after_help = AFTER_HELP)]
 struct Flags {
-    /// Directory of the files; it is made if it does not exist
+    /// Directory for the files; created if it does not exist
     #[arg(long, value_name = "dir")]
     out: PathBuf,
 
@@ -37,7 +37,7 @@ struct Flags {
     #[arg(long = "node", value_name = "node[,dns or ip...]", value_parser = node)]
     nodes: Vec<Names>,
 
-    /// server.pem and server.key, for the clients to see, valid for all these names
+    /// server.pem and server.key for the listeners of clients, valid for all these names
     #[arg(long, value_name = "dns or ip,...", value_parser = names)]
     server: Option<Names>,
 
@@ -49,7 +49,7 @@ struct Flags {
 
 const AFTER_HELP: &str = "\
 ca.pem and ca.key are made first, if they are not there. All files that exist are kept: remove a
-pair to have it made anew.";
+pair to have it created again.";
 
 const SERVER: &str = "server";
 const CA: &str = "ca";
@@ -80,7 +80,7 @@ fn main() -> ExitCode {
     match run(&Flags::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // With standard error closed there is nobody to tell.
+            // If standard error is closed, the exit code has to do.
             let _ = writeln!(io::stderr(), "error: {error:#}");
             ExitCode::FAILURE
         }

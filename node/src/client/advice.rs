@@ -1,4 +1,4 @@
-//! What the user is told when it does not work: what happened, why, and what to do.
+//! Error messages for the user: what happened, why, and what to do.
 
 use std::io;
 
@@ -35,7 +35,7 @@ fn for_connect(error: &ConnectError) -> Option<&'static str> {
         }
         ConnectError::FingerprintMismatch { .. } => {
             "compare with what the node logs: a self-signed certificate changes with each start, \
-             otherwise somebody may sit in between"
+             otherwise the connection may be intercepted"
         }
         ConnectError::Tls(_) => "if the proxy has no TLS, use ws:// in --url",
         ConnectError::NotARemoteProxy(_) => "check --url; a proxy with TLS needs wss://",

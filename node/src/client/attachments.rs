@@ -1,6 +1,6 @@
-//! `--gateway` and `--app`: many connections at once to a server behind a NAT, through the tunnel
-//! proxy. An attachment carries one stream of bytes, so each connection attaches as an app of its
-//! own.
+//! `--gateway` and `--app`: many simultaneous connections through the tunnel proxy to a server that a
+//! NAT hides. An attachment carries one stream of bytes, so each connection attaches as a separate
+//! app.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -68,7 +68,7 @@ pub(crate) async fn listen(options: &Options, gateway: Uuid, address: &str) -> a
         let place = Arc::clone(&places).acquire_owned().await?;
         match listener.accept().await {
             Ok((local, from)) => {
-                debug!(%from, "a connection came in");
+                debug!(%from, "a connection is accepted");
                 let app = app.clone();
                 spawn(place, async move { carry(local, attach(&app, wait).await?, linger).await });
             }

@@ -14,12 +14,12 @@ use tokio_util::sync::CancellationToken;
 const BLOCK: usize = 64 * 1024;
 /// How long what is closed may take to show that it is.
 const CLOSING: Duration = Duration::from_secs(5);
-/// How long input may go on that nobody is there to get.
+/// How long input is read after its receiver has left.
 const LAST_INPUT: Duration = Duration::from_secs(1);
 
-/// Carries data both ways until one side ends; the other is ended behind all that came. An
-/// attachment has no half-close: when the local side sends no more, what comes for it is taken
-/// until nothing has come for as long as `linger`.
+/// Carries data both ways until one side ends; the other is ended after all its data. An
+/// attachment has no half-close: when the local side sends no more, data for it is received until
+/// none has arrived for as long as `linger`.
 pub(crate) async fn carry(
     local: TcpStream,
     remote: impl AsyncRead + AsyncWrite,
@@ -36,8 +36,8 @@ pub(crate) async fn carry(
         tokio::select! {
             received = &mut receiving => {
                 if received.is_ok() {
-                    // A connection with unread input would be reset. What is not read in time must
-                    // be: nobody takes it any more.
+                    // Closing a connection with unread input resets it. Input that does not end
+                    // in time is reset nevertheless: it has no receiver any more.
                     let _in_time = timeout(LAST_INPUT, sending).await;
                 }
                 received

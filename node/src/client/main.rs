@@ -43,7 +43,7 @@ fn main() -> ExitCode {
 
 async fn run(options: &Options) -> anyhow::Result<()> {
     if options.ignore_ssl {
-        say("warning: -i accepts any certificate, so anybody in between can read and change all");
+        say("warning: -i accepts any certificate, so all data can be intercepted and changed");
     }
     match options.mode() {
         Mode::Pipe => relay::pipe(tunnel::open(options).await?, options).await,
@@ -60,7 +60,7 @@ fn fail(error: &anyhow::Error) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Writes a line to stderr. If nobody reads that, there is nobody to tell so.
+/// Writes a line to stderr. A failure to do so cannot be reported anywhere.
 fn say(line: &str) {
     let _ = writeln!(io::stderr(), "{}", Printable::text(line));
 }

@@ -19,13 +19,13 @@ const MAX_TOKEN_FILE: u64 = 64 * 1024;
 
 /// Connect to a remote proxy, wait for the endpoint with the same token, and exchange data.
 ///
-/// Without a mode, stdin goes into the tunnel and stdout shows what comes out of it. At the end
+/// Without a mode, stdin is sent into the tunnel, and received data is written to stdout. At the end
 /// of stdin the tunnel is closed; if stdin was empty (as with </dev/null), data is received until
-/// the other endpoint leaves. The exit code is 0 only if the proxy has confirmed all that was sent
-/// and the tunnel was closed normally.
+/// the other endpoint leaves. The exit code is 0 only if the proxy has confirmed all data sent and
+/// the tunnel was closed normally.
 ///
-/// With --gateway and --app, many connections at once get through to one server that is behind a
-/// NAT, and they need no token: the gateway is known by its UUID.
+/// With --gateway and --app, many connections at a time reach one server that a NAT hides. They need
+/// no token: apps find the gateway by its UUID.
 #[derive(Debug, Parser)]
 #[command(version)]
 #[expect(clippy::struct_excessive_bools, reason = "a command line has switches")]
@@ -41,14 +41,14 @@ pub(crate) struct Options {
     /// A file with the token in its first line.
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// Tells tunnels with the same token apart.
+    /// Distinguishes tunnels with the same token; equal on both ends.
     #[arg(short, long, conflicts_with_all = ["gateway", "app"])]
     pub(crate) nonce: Option<String>,
-    /// The name that the other endpoint is told.
+    /// The name to send to the other endpoint.
     #[arg(long)]
     name: Option<String>,
-    /// The UUID that the other endpoint is told [default: a random one], or under which a gateway
-    /// registers.
+    /// The UUID to send to the other endpoint [default: a random one], or to register a gateway
+    /// under.
     #[arg(long, conflicts_with = "app")]
     uuid: Option<Uuid>,
     /// Accept any certificate. For tests only.
@@ -60,22 +60,22 @@ pub(crate) struct Options {
     /// Trust the certificate with this SHA-256, as a node with a self-signed one logs it.
     #[arg(long, value_name = "SHA256", value_parser = fingerprint)]
     fingerprint: Option<String>,
-    /// Say what happens on stderr; twice: in more detail.
+    /// Log to stderr what happens; twice: in more detail.
     #[arg(short, long, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
-    /// Try again for this long (as in 90s, 1h) while the other endpoint does not come or the proxy
-    /// is temporarily not available.
+    /// Try again for this long (as in 90s, 1h) while the other endpoint does not connect or the
+    /// proxy is temporarily not available.
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     pub(crate) wait: Option<Duration>,
     /// Have the proxy record a trace of this connection, and show its id. With TRACEPARENT in the
     /// environment (W3C Trace Context), that trace is continued, with or without this option.
     #[arg(long)]
     trace: bool,
-    /// After the end of input, receive until nothing has come for this long
+    /// After the end of input, receive until no data has arrived for this long
     /// [default: 0s, with --listen and --connect 5s, with --gateway 0s].
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     linger: Option<Duration>,
-    /// Show on stderr how much has gone through.
+    /// Show on stderr how much data has been transferred.
     #[arg(long, conflicts_with_all = ["pingpong", "gateway", "app"])]
     pub(crate) progress: bool,
 
@@ -84,7 +84,7 @@ pub(crate) struct Options {
     #[arg(long, requires_all = ["uuid", "connect"], conflicts_with = "app",
         help_heading = "Modes")]
     gateway: bool,
-    /// Attach each TCP connection to the address of --listen, as an app of its own, to the gateway
+    /// Attach each TCP connection to the address of --listen, as a separate app, to the gateway
     /// with this --server-uuid.
     #[arg(long, requires_all = ["server_uuid", "listen"], help_heading = "Modes")]
     app: bool,
@@ -105,8 +105,8 @@ pub(crate) struct Options {
         value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
     pub(crate) count: u64,
     /// How large a ping is, in bytes.
-    // A ping and an answer fit into the buffers of a tunnel, so that nobody has to read in order
-    // to write.
+    // A ping and an answer fit into the buffers of a tunnel, so that neither end has to read in
+    // order to write.
     #[arg(long, default_value_t = 64, requires = "pingpong", help_heading = "Modes",
         value_parser = clap::value_parser!(u32).range(9..=32_768))]
     pub(crate) size: u32,

@@ -19,7 +19,7 @@ use crate::options::Options;
 const CHUNK: usize = 64 * 1024;
 /// Input that pauses for this long has what came so far confirmed.
 const PAUSE: Duration = Duration::from_millis(1);
-/// How long input may take to show that there is more of it, once nobody is there to get it.
+/// How long to look for further input once the other endpoint has left.
 const LAST_INPUT: Duration = Duration::from_millis(100);
 
 /// When a transfer is complete.

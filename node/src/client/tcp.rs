@@ -22,15 +22,15 @@ pub(crate) async fn listen(options: &Options, address: &str) -> anyhow::Result<(
     let mut tunnel = tunnel::open(options).await?;
     let accepted = tokio::select! {
         accepted = listener.accept() => accepted,
-        () = tunnel.ended() => bail!("the other endpoint left before a connection came in"),
+        () = tunnel.ended() => bail!("the other endpoint left before a connection was accepted"),
     };
     let (tcp, from) = accepted.with_context(|| format!("cannot accept on {address}"))?;
     drop(listener);
-    info!(%from, "a connection came in");
+    info!(%from, "a connection is accepted");
     carry(tunnel, tcp, options).await
 }
 
-/// Connects to `address` when the tunnel stands.
+/// Connects to `address` when the tunnel is established.
 pub(crate) async fn connect(options: &Options, address: &str) -> anyhow::Result<()> {
     let tunnel = tunnel::open(options).await?;
     let tcp = timeout(DIAL, TcpStream::connect(address))

@@ -9,8 +9,8 @@ use tracing::info;
 
 use crate::options::Options;
 
-/// Between two tries, but not when nobody came: the node has waited for a while already, and the
-/// other endpoint might come and go in between.
+/// The pause between two tries; none after a wait without a partner, as the node has waited already,
+/// and the other endpoint might connect and leave in the pause.
 const PAUSE: Duration = Duration::from_secs(1);
 
 pub(crate) async fn open(options: &Options) -> anyhow::Result<Tunnel> {
@@ -22,7 +22,7 @@ pub(crate) async fn open(options: &Options) -> anyhow::Result<Tunnel> {
         Some(wait) => retry(wait, || attempt(&connector, &token, nonce)).await?,
     };
     let other = tunnel.other();
-    info!(name = ?other.name, uuid = ?other.uuid, "the tunnel stands");
+    info!(name = ?other.name, uuid = ?other.uuid, "the tunnel is established");
     Ok(tunnel)
 }
 

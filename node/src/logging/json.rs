@@ -121,7 +121,7 @@ impl Visit for Line {
 struct Members(Vec<(String, Value)>);
 
 impl Members {
-    /// Adds a member. What is nearer to the event comes later, and wins.
+    /// Adds a member. A later one of the same name, nearer to the event, replaces it.
     fn put(&mut self, name: &str, value: Value) {
         match self.0.iter_mut().find(|(known, _)| known == name) {
             Some((_, known)) => *known = value,

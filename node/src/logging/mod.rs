@@ -1,8 +1,8 @@
 //! The log: to standard error and, if wanted, to a file; for people or as JSON lines.
 //!
-//! Lines are written by threads of their own, so that a slow disk or a pipe that nobody reads
-//! never stalls the node: when their queue is full, lines are dropped. So they are when the disk is
-//! full or the pipe is closed; all that are dropped are counted.
+//! Separate threads write the lines, so that a slow disk or an unread pipe never stalls the node:
+//! lines are dropped when the queue or the disk is full, or the pipe is closed. All dropped lines are
+//! counted.
 
 mod human;
 mod json;

@@ -8,7 +8,7 @@ use std::thread;
 
 use tokio::sync::mpsc::{Receiver, channel};
 
-/// What may wait to be looked at. A terminal whose keys are not taken is left to wait.
+/// The most keys in the queue. While it is full, the terminal is not read.
 const BACKLOG: usize = 16;
 /// Far longer than any sequence that means something here.
 const LONGEST: usize = 32;

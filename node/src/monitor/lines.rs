@@ -9,8 +9,8 @@ use crate::options::Options;
 use crate::say;
 use crate::source::{Source, SourceError};
 
-/// Writes reports until there are enough of them. That nobody is there at the beginning is an
-/// error; who leaves later is waited for.
+/// Writes reports until there are enough of them. A node that does not answer at the beginning is an
+/// error; one that goes away later is waited for.
 pub(crate) async fn run(options: &Options) -> anyhow::Result<()> {
     let mut source = Source::new(&options.socket);
     let mut ticks = interval(options.interval);
@@ -40,7 +40,7 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// False if nobody reads any more.
+/// Returns false if the reader has closed the output.
 fn write(line: &[u8]) -> io::Result<bool> {
     let mut out = io::stdout();
     // It may be a terminal that shows the names.

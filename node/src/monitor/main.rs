@@ -51,7 +51,7 @@ fn run(options: &Options) -> anyhow::Result<()> {
     outcome
 }
 
-/// Writes a line to stderr. If nobody reads that, there is nobody to tell so.
+/// Writes a line to stderr. A failure to do so cannot be reported anywhere.
 fn say(line: &str) {
     let _said = writeln!(io::stderr(), "{}", Printable::text(line));
 }

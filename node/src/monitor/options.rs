@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use clap::Parser;
 
-/// Less would be work for the node and nothing to see.
+/// A shorter interval would be work for the node without a visible difference.
 const SHORTEST: Duration = Duration::from_millis(100);
 
-/// Show which gateways are on a node, which apps are attached to them, and what goes through.
+/// Show the gateways on a node, the apps attached to them, and their traffic.
 ///
 /// The node must have a monitor socket (monitor.socket in its configuration), and this program must
-/// run as the node's user or in its group. A node tells of its own gateways, with their apps on
-/// all nodes of the cluster.
+/// run as the node's user or in its group. A node reports its own gateways, with their apps on all
+/// nodes of the cluster.
 #[derive(Debug, Parser)]
 #[command(version)]
 pub(crate) struct Options {
@@ -23,7 +23,7 @@ pub(crate) struct Options {
     /// Leave out gateways without apps.
     #[arg(short = 'a', long)]
     pub(crate) with_apps: bool,
-    /// How long to wait from one refresh to the next, as in 500ms or 10s.
+    /// Time between two refreshes, as in 500ms or 10s.
     #[arg(short, long, value_name = "DURATION", default_value = "1s", value_parser = interval)]
     pub(crate) interval: Duration,
     /// Write a line of JSON for each refresh to standard output.

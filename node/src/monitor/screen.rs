@@ -23,7 +23,7 @@ const WITHIN_KEY: Duration = Duration::from_millis(50);
 /// A report, or why there is none.
 type News = Result<Box<Report>, String>;
 
-/// Shows reports until somebody wants the end, or the terminal is gone.
+/// Shows reports until the user quits or the terminal is closed.
 pub(crate) async fn run(options: &Options) -> anyhow::Result<()> {
     let mut told_to_end = told_to_end()?;
     let mut resized = signal(SignalKind::window_change())?;
@@ -70,7 +70,7 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<()> {
     asking.abort();
     drop(terminal);
     match outcome {
-        // It is gone, and so is whoever looked at it.
+        // The terminal is closed.
         Err(error) if error.raw_os_error() == Some(EIO) => Ok(()),
         outcome => Ok(outcome?),
     }

@@ -18,28 +18,28 @@ const MAX_LINE: u64 = 64 << 20;
 /// Why there is no report.
 #[derive(Debug, Error)]
 pub(crate) enum SourceError {
-    /// Nobody listens, or we must not ask.
+    /// No node listens on the socket, or this process lacks the permission to connect.
     #[error("no connection to {}: {}", .path.display(), advice(.error))]
     Connect {
         /// The socket.
         path: PathBuf,
-        /// What the system says; told by the text, as it comes with advice.
+        /// The error of the system. It is part of the text, with advice, and so not a source.
         error: io::Error,
     },
     /// The connection broke.
     #[error("the connection to the node broke")]
     Broken(#[source] io::Error),
     /// The node closed it.
-    #[error("the node has closed the connection: it ends, or answers too many monitors")]
+    #[error("the node closed the connection: it is shutting down, or has too many monitors")]
     Closed,
     /// The node is busy, or not one.
     #[error("no answer within {PATIENCE:?}")]
     Silent,
     /// Whatever it is, it is not a node.
-    #[error("what answers is no node of a remote proxy")]
+    #[error("the program at this socket is not a remote proxy")]
     NoReport(#[source] serde_json::Error),
     /// The same.
-    #[error("what answers is no node of a remote proxy: more than {MAX_LINE} bytes in one line")]
+    #[error("the program at this socket is not a remote proxy: its line exceeds {MAX_LINE} bytes")]
     TooLong,
 }
 
@@ -70,7 +70,7 @@ pub(crate) struct Source {
 }
 
 impl Source {
-    /// Nobody has been asked yet.
+    /// Creates a source that has not connected yet.
     pub(crate) fn new(path: &Path) -> Self {
         Self { path: path.into(), connection: None }
     }

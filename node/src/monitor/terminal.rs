@@ -1,5 +1,5 @@
-//! Takes the terminal, and gives it back as it was: at the end, on a panic, and when the program is
-//! told to end while the terminal takes nothing.
+//! Sets up the terminal and restores it: at the end, on a panic, and on a signal while the terminal
+//! accepts no output.
 
 use std::io::{self, Stdout, Write};
 use std::sync::Once;
@@ -15,7 +15,7 @@ use ratatui::crossterm::terminal::{
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{Receiver, channel};
 
-/// How long what was asked to end may take. A terminal that takes nothing holds up whoever writes.
+/// How long an orderly end may take. A terminal that accepts no output blocks its writer.
 const GRACE: Duration = Duration::from_secs(2);
 
 /// The terminal, taken. Dropping it gives it back.
@@ -125,7 +125,7 @@ mod tests {
         let mut child = pair.slave.spawn_command(command).expect("spawned");
         drop(pair.slave);
         let mut written = Vec::new();
-        // It ends with EIO: nobody has the terminal open any more.
+        // It ends with EIO when no process has the terminal open any more.
         let _end = pair.master.try_clone_reader().expect("a reader").read_to_end(&mut written);
         assert!(!child.wait().expect("a child").success());
         assert_eq!(before, pair.master.get_termios().expect("its settings"));

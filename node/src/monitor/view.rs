@@ -140,7 +140,7 @@ impl View {
             Key::Char(_) | Key::Enter | Key::Backspace => {}
             Key::Interrupt | Key::Redraw => unreachable!("handled above"),
         }
-        // Lines may have gone meanwhile; a selection beyond the end is the last one.
+        // There may be fewer lines than before; a selection beyond the end is the last one.
         self.selected = self.selected.min(self.rows().len().saturating_sub(1));
         Next::Draw
     }

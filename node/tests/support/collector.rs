@@ -31,7 +31,7 @@ use tonic::codec::CompressionEncoding;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
 
-/// Takes whatever comes. Dropping it ends it.
+/// A collector that accepts all exports, until it is dropped.
 pub struct Collector {
     pub grpc: SocketAddr,
     pub http: SocketAddr,

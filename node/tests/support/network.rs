@@ -20,7 +20,7 @@ pub struct Network {
 const TESTS: u8 = 254;
 /// Where Redis is: also on this machine, but links to it can be cut by themselves.
 const REDIS: u8 = 253;
-/// Nobody has this hardware address.
+/// A hardware address that no interface has.
 const NOBODY: &str = "02:00:00:00:00:00";
 
 impl Network {
@@ -98,7 +98,7 @@ impl Network {
         self.find(node, self.redis());
     }
 
-    /// What a node sends there goes to nobody, and the node does not notice.
+    /// Drops what a node sends there, without an error.
     fn lose(&self, node: u8, there: IpAddr) {
         let space = self.space(node);
         ip(&format!("-n {space} neigh replace {there} lladdr {NOBODY} nud permanent dev eth0"));

@@ -33,7 +33,7 @@ impl Check {
         self.kind
     }
 
-    /// Takes what came next. Boundaries of messages, if there are any, are told by [`Check::end`].
+    /// Takes the next piece. Message boundaries, if there are any, are reported to [`Check::end`].
     pub(super) fn piece(&mut self, mut data: &[u8]) -> anyhow::Result<()> {
         while !data.is_empty() {
             let rest = &self.expected[self.position..];

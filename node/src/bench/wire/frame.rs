@@ -32,7 +32,7 @@ impl Opcode {
     }
 }
 
-/// What stands before the payload of a frame.
+/// The header of a frame.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Head {
     pub(super) opcode: Opcode,

@@ -17,7 +17,7 @@ pub(crate) enum Incoming {
     Close(Option<u16>),
 }
 
-/// The frame whose payload comes now.
+/// The frame that the next payload belongs to.
 struct Current {
     opcode: Opcode,
     is_last: bool,
@@ -66,7 +66,7 @@ impl Inbox {
         Some(taken)
     }
 
-    /// A message of one frame, before the tunnel stands.
+    /// Returns a message of one frame, before the tunnel is established.
     pub(crate) fn take_message(&mut self) -> anyhow::Result<Option<(Opcode, Vec<u8>)>> {
         let Some(head) = Head::parse(&self.buffer[self.start..self.end])? else { return Ok(None) };
         ensure!(head.is_last, "a message in pieces");
@@ -76,7 +76,7 @@ impl Inbox {
         Ok(frame.map(|frame| (head.opcode, frame[head.length..].to_vec())))
     }
 
-    /// Checks what is there, until something comes that is no message.
+    /// Checks buffered messages, up to a frame that is not part of a message.
     pub(crate) fn digest(&mut self, check: &mut Check) -> anyhow::Result<Option<Incoming>> {
         if check.kind() == Kind::Bytes {
             check.piece(&self.buffer[self.start..self.end])?;
