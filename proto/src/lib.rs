@@ -1,5 +1,4 @@
-//! What nodes say to each other. The `.proto` files beside this crate are the source, and say what
-//! it means.
+//! The messages between nodes, generated from the `.proto` files of this crate, which document them.
 
 /// Tunnels between nodes.
 pub mod bridge {
