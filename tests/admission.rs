@@ -21,7 +21,7 @@ async fn tcp(from: u8, to: SocketAddr) -> TcpStream {
     soon("TCP", socket.connect(to)).await.expect("TCP")
 }
 
-/// An endpoint that comes from there, if it is let in.
+/// Connects an endpoint from this address; `None` if it is refused.
 async fn endpoint(from: u8, node: &Node) -> Option<Endpoint> {
     let tls = support::tls_over(tcp(from, node.address()).await).await;
     let (ws, _) = Box::pin(soon("upgrade", client_async("wss://localhost/", tls))).await.ok()?;
@@ -88,7 +88,7 @@ async fn a_client_with_one_token_and_many_nonces_leaves_room_for_others() {
     );
 }
 
-/// What comes of a registration from this address: the connection, if it is registered.
+/// Registers from this address; returns the connection if that succeeds.
 async fn registered(from: u8, node: &Node, method: &str, params: &str) -> Option<TcpStream> {
     let mut stream = BufReader::new(tcp(from, ip(node, "tcp")).await);
     let request = format!("{{\"id\":7,\"method\":\"TunnelProxy.{method}\",\"params\":{params}}}\n");

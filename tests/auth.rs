@@ -1,5 +1,5 @@
-//! Tokens that an authentication server decides about: a real HTTP server on loopback, whose
-//! answers the tests write byte for byte.
+//! Tokens checked by an authentication server: a real HTTP server on loopback, with answers that the
+//! tests write byte for byte.
 
 mod support;
 
@@ -25,7 +25,7 @@ struct AuthServer {
     connections: Arc<AtomicUsize>,
     /// A question for the token `hang` has come.
     asked: Arc<Notify>,
-    /// Whoever asked about `hang` has given up.
+    /// The request about the token `hang` was cancelled.
     cancelled: Arc<Notify>,
 }
 
@@ -128,7 +128,7 @@ async fn read_question(stream: &mut (impl AsyncRead + Unpin)) -> Option<String> 
     question["token"].as_str().map(str::to_owned)
 }
 
-/// What an endpoint of generation 2 is told about this token, `None` for a success.
+/// The error and close code that an endpoint of generation 2 gets for this token; `None` for success.
 async fn told(node: &Node, token: &str) -> Option<(String, u16)> {
     let mut endpoint = Endpoint::connect(node).await;
     endpoint.request(&format!(r#""token":"{token}","uuid":"u","name":"n""#)).await;

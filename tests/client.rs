@@ -35,7 +35,7 @@ async fn pair(node: &Node) -> (Tunnel, Tunnel) {
     (a.expect("a tunnel"), b.expect("a tunnel"))
 }
 
-/// A server that answers whatever comes with these bytes, and its URL without the scheme.
+/// Starts a server that answers any input with these bytes; returns its URL without the scheme.
 async fn server(answer: &'static [u8]) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("bound");
@@ -360,7 +360,7 @@ async fn who_has_nothing_to_deliver_may_be_left() {
         let leaving = tokio::spawn(async move { sender.shutdown().await });
         let mut byte = [0];
         soon("the byte", receiver.read_exact(&mut byte)).await.expect("open");
-        // The goodbye comes while this is at it, or has come just before.
+        // The close frame arrives during this flush, or just before.
         let flush = AsyncWriteExt::flush(&mut receiver);
         soon("flushing nothing", flush).await.expect("nothing is missing");
         soon("the goodbye", receiver.read_to_end(&mut Vec::new())).await.expect("in order");

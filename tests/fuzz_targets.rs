@@ -1,5 +1,5 @@
-//! What the fuzz targets of `tests/fuzz` do, on their corpus and on a bounded number of random
-//! inputs: they stay right between the times that somebody lets them run for hours.
+//! Runs the fuzz targets of `tests/fuzz` on their corpus and on a bounded number of random inputs, so
+//! that they stay correct between long runs.
 
 use std::fs;
 use std::panic::catch_unwind;

@@ -139,7 +139,7 @@ async fn a_stream_that_is_dropped_disconnects_its_app() {
         drop(accept(&mut apps).await);
         let read = soon("the end", app.read(&mut [0])).await.expect("a normal end");
         assert_eq!(read, 0);
-        // The registration stands.
+        // The gateway is still registered.
         let mut app = attach(&connector, uuid).await;
         let mut stream = accept(&mut apps).await;
         stream.write_all(b"x").await.expect("sent");

@@ -1,5 +1,5 @@
-//! Entries that do not say what is so: an entry that Redis has lost, or one that nobody has any
-//! more. Exactly two endpoints of a key have each other, and nobody is refused for a ghost.
+//! Stale entries: one that Redis has lost, or one without an endpoint. Exactly two endpoints of a key
+//! are paired, and no endpoint is refused because of a stale entry.
 
 mod support;
 

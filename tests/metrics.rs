@@ -1,5 +1,5 @@
-//! What nodes count: the right things, back at zero when all is over, and nothing that identifies
-//! anybody.
+//! The metrics of nodes: correct, back at zero when all connections are closed, and free of names and
+//! addresses of clients.
 
 mod support;
 

@@ -1,5 +1,5 @@
 //! Nodes that are reached under the address of another one: a wrong `bridge.advertise` is reported,
-//! and takes nothing from anybody.
+//! and no waiting endpoint loses its offer.
 
 mod support;
 

@@ -164,7 +164,7 @@ async fn partners_that_leave_at_any_moment_leave_nobody_stuck() {
     let node = node();
     for round in 0..200u64 {
         let first = Endpoint::waiting(&node, "t").await;
-        // The one leaves without a word while the other is being paired with it, or with nobody.
+        // One endpoint drops its connection while the other is being paired with it, or is alone.
         let leaving = async {
             tokio::time::sleep(Duration::from_micros(round * 7 % 900)).await;
             drop(first);
@@ -198,7 +198,7 @@ async fn second_or_third_is_served(second: &mut Endpoint, node: &Node) {
     }
 }
 
-/// Until nobody has this token.
+/// Waits until no endpoint has this token.
 async fn wait_until_free(node: &Node, token: &str) {
     soon("the key to be free", async {
         loop {
@@ -307,7 +307,7 @@ async fn limits_of_connections_are_answered_with_503() {
     let idle = Endpoint::connect(&node).await;
     let mut first = Endpoint::connect(&node).await;
     assert_eq!(refused(Endpoint::try_connect(&node).await), 503);
-    // Who is authenticated makes room for somebody who is not.
+    // An authenticated endpoint frees its place among the unauthenticated ones.
     first.authenticate(r#""token":"t""#).await;
     let mut second = Endpoint::waiting(&node, "t").await;
     first.established().await;

@@ -142,7 +142,7 @@ async fn uuids_must_be_some_and_may_have_braces() {
             }
         }
 
-        // With braces or without, in upper case or lower; told with braces in lower case.
+        // Accepted with or without braces, in either case; sent with braces in lower case.
         let plain = "abcdef00-0000-4000-8000-".to_owned() + &format!("{number:012x}");
         let params = json!({ "serverName": "n", "serverUuid": plain });
         let mut gateway = place.near().await;
@@ -378,7 +378,7 @@ async fn white_space_behind_the_request_is_no_data() {
         app.bytes(b"first").await;
         let received = gateway.payload(frame(1, b"").len()).await;
         assert_eq!(received[..2], [0, 0], "the notification is first");
-        // Behind it, the app's first byte is its first byte.
+        // The next byte is the first one of the app.
         let mut all = received;
         while !all.windows(5).any(|window| window == b"first") {
             all.extend(gateway.payload(1).await);

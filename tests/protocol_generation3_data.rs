@@ -115,7 +115,7 @@ async fn frames_of_a_web_socket_gateway_come_in_text_and_binary() {
             let (mut gateway, mut app, address) =
                 Place { site: &site, near: Via::WebSocket, far }.both().await;
             let whole = [frame(address, "grün und ".as_bytes()), frame(address, b"blue")].concat();
-            // What can be text comes as text, and the rest as it must.
+            // Valid UTF-8 arrives as text, all else as binary.
             for piece in whole.chunk_by(|one, other| (*one == 0xC0) == (*other == 0xC0)) {
                 match str::from_utf8(piece) {
                     Ok(text) => gateway.client.say(text).await,

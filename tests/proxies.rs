@@ -1,5 +1,5 @@
-//! Load balancers in front of a node that say whose a connection is: by the PROXY protocol, and in
-//! the upgrade request.
+//! Load balancers in front of a node that name the client of a connection: by the PROXY protocol, and
+//! in the upgrade request.
 
 mod support;
 
@@ -38,7 +38,7 @@ fn line(client: &str) -> Vec<u8> {
     format!("PROXY TCP4 {client} 10.0.0.1 4711 2213\r\n").into_bytes()
 }
 
-/// Version 2, with a value of a type that nobody knows behind the addresses.
+/// Version 2, with a value of an unknown type after the addresses.
 fn binary(client: [u8; 4]) -> Vec<u8> {
     let mut header = b"\r\n\r\n\0\r\nQUIT\n\x21\x11".to_vec();
     header.extend([0, 12 + 5]);
@@ -48,7 +48,7 @@ fn binary(client: [u8; 4]) -> Vec<u8> {
     header
 }
 
-/// A client on plain TCP behind a load balancer that sends this.
+/// Connects a client on plain TCP through a load balancer that sends this header.
 async fn behind(node: &Node, header: &[u8]) -> Stream {
     let mut stream = Stream::over(Box::new(tcp(ip(node, "tcp")).await));
     stream.send(header).await;
@@ -129,7 +129,7 @@ async fn a_load_balancer_that_says_nothing_right_is_closed_in_time() {
         b"GET / HTTP/1.1\r\n\r\n",
         b"PROXY TCP4 nonsense\r\n",
         b"\r\n\r\n\0\r\nQUIT\n\x31\x11\0\0",
-        // More is announced than any header has, or never comes.
+        // Announces more than any header has, or more than it sends.
         b"\r\n\r\n\0\r\nQUIT\n\x21\x11\xff\xff",
         b"PROXY ",
         b"",
@@ -171,7 +171,7 @@ async fn nobody_else_is_believed() {
 
 type Web = WebSocketStream<tokio_rustls::client::TlsStream<TcpStream>>;
 
-/// A WebSocket whose upgrade request went through proxies that have added these.
+/// Connects a WebSocket with an upgrade request to which proxies have added these values.
 async fn upgraded(node: &Node, forwarded_for: &[&str]) -> Result<Web, WsError> {
     upgraded_by(ForwardingHeader::XForwardedFor, node, forwarded_for).await
 }
@@ -211,7 +211,7 @@ async fn is_shown_and_counted(header: ForwardingHeader) {
     let (node, _folder) = node(|config| config.proxies.header = Some(header));
     let upgraded = async |values: &[&str]| upgraded_by(header, &node, values).await;
     let mut first = upgraded(&["192.0.2.1"]).await.expect("room");
-    // What the client itself made up stands in front, and does not count.
+    // Addresses invented by the client are first in the list, and do not count.
     let mut second = upgraded(&["192.0.2.9, 192.0.2.1", "10.0.0.3"]).await.expect("room");
     let refused = upgraded(&["192.0.2.9, 192.0.2.1"]).await.expect_err("no room");
     assert!(is_unavailable(&refused), "{refused}");

@@ -96,7 +96,7 @@ async fn tls_with_a_certificate_of_ones_own() {
     let url = format!("rediss://localhost:{port}");
     meet(&config::Redis { ca: Some(certificate), ..settings(&url) }).await;
 
-    // Nobody has vouched for it: not trusted.
+    // The certificate is not trusted without its CA.
     let at = join(&settings(&url), "a");
     tokio::time::sleep(std::time::Duration::from_millis(500)).await;
     away(&at).await;

@@ -68,11 +68,11 @@ async fn a_partner_that_is_gone_is_replaced_by_whoever_did_not_find_it() {
     let (first, second, third) = (offer("t"), offer("t"), offer("t"));
     assert_eq!(ask(&a, first).await, Answer::Wait);
     assert_eq!(ask(&b, second).await, there(first, "a"));
-    // The bridge finds nobody.
+    // The bridge finds no waiting endpoint.
     b.release(second.key, second.id);
     b.release(first.key, first.id);
     assert_eq!(ask(&b, third).await, Answer::Wait);
-    // The owner comes too late to take anything away.
+    // The late release of the owner removes nothing.
     a.release(first.key, first.id);
     assert_eq!(ask(&a, offer("t")).await, there(third, "b"));
 }
@@ -197,7 +197,7 @@ async fn a_tunnel_costs_four_commands_at_most_and_shows_no_secret() {
     let (a, b) = (join_with(&settings, "a", calm), join_with(&settings, "b", calm));
     up(&a).await;
     up(&b).await;
-    // The scripts are loaded by whoever is first.
+    // The first tunnel loads the scripts.
     across(&a, &b, "warm up").await;
     until("released", async || server.pairs().await.is_empty()).await;
 

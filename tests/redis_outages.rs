@@ -1,4 +1,5 @@
-//! Redis away, empty, frozen, demoted or moved: nobody is stuck, and all is as it was afterwards.
+//! Redis away, empty, frozen, demoted or moved: no endpoint is stuck, and afterwards pairing works as
+//! before.
 
 mod support;
 

@@ -92,7 +92,7 @@ async fn text_that_is_not_utf_8_is_1007() {
 async fn what_was_sent_before_leaving_arrives() {
     let node = node();
     let (mut first, mut second) = tunnel(&node, "t").await;
-    // More than fits into the buffers on the way, so that the goodbye comes long before the end.
+    // More than fits into the buffers, so that the close frame arrives long before the end.
     let parts: Vec<_> = (0..64).map(|seed| pattern(seed, 200_000)).collect();
     let sent = parts.clone();
     let leaving = tokio::spawn(async move {
@@ -147,7 +147,7 @@ async fn each_way_to_leave_has_its_code() {
         let (mut first, mut second) = tunnel(&node, "t").await;
         let frame = goodbye.map(|code| CloseFrame { code, reason: "".into() });
         first.send(Message::Close(frame)).await;
-        // The goodbye is answered, and the other endpoint told.
+        // The close is answered, and the other endpoint is closed.
         assert!(matches!(first.message().await, Message::Close(_)));
         second.closed_with(code).await;
     }

@@ -327,7 +327,7 @@ async fn text_is_text_wherever_it_is_cut() {
     }
     stream.send(b"\xff\x00").await;
     assert_eq!(web_socket.message().await, Message::binary(&b"\xff\x00"[..]));
-    // What looks like the beginning of a character, and none comes.
+    // The beginning of a character, without its rest.
     stream.send(b"\xe2\x82").await;
     assert_eq!(web_socket.message().await, Message::binary(&b"\xe2\x82"[..]));
     stream.send(b"\xe2").await;
@@ -353,7 +353,7 @@ async fn the_last_request_is_answered_though_its_client_has_finished() {
             let rest = String::from_utf8(rest).expect("UTF-8");
             assert_eq!(rest.matches('\n').count(), 1, "{rest}");
         }
-        // Whoever ends while it waits is gone: the key is free for others.
+        // An endpoint that ends its stream while it waits has left: its key is free.
         let mut gone = Client::waiting(&node, way, r#""token":"t""#).await.stream();
         gone.finish().await;
         assert_eq!(gone.rest().await.expect("an end in order"), b"");

@@ -100,7 +100,7 @@ async fn every_byte_survives_in_any_split_for_sixteen_apps_at_once() {
     for address in &addresses {
         assert!(got[address] == random(u64::from(*address) - 1, LENGTH), "{address}");
     }
-    // All frames of all apps, one behind the other, cut anywhere into messages of any size.
+    // The frames of all apps in sequence, cut anywhere into messages of any size.
     let mut stream = Vec::new();
     let all: Vec<_> =
         addresses.iter().map(|address| random(u64::from(*address) + 999, LENGTH)).collect();
@@ -156,7 +156,7 @@ async fn a_bad_escape_loses_that_frame_only() {
 async fn text_messages_of_a_gateway_are_taken_as_bytes() {
     let node = node();
     let (mut gateway, mut app, address) = gateway_with_app(&node).await;
-    // The end of a frame can never be text: it comes in a binary message.
+    // The end of a frame can never be text: it arrives in a binary message.
     let whole = frame(address, "grüße".as_bytes());
     let (body, end) = whole.split_at(whole.len() - 1);
     let body = String::from_utf8(body.to_vec()).expect("UTF-8");
@@ -236,7 +236,7 @@ async fn when_the_gateway_is_lost_its_apps_hear_so() {
 async fn a_uuid_is_registered_once_in_one_role() {
     let node = node();
     let (mut gateway, mut app, address) = gateway_with_app(&node).await;
-    // They are asked for a sign of life meanwhile.
+    // Both are polled at the same time, so that they answer their probes.
     tokio::select! {
         event = gateway.event() => panic!("{event:?}"),
         message = app.message() => panic!("{message:?}"),
@@ -248,7 +248,7 @@ async fn a_uuid_is_registered_once_in_one_role() {
             refused_app(&node, 3, 9, "ServerNotFound").await;
         } => {}
     }
-    // Nobody has noticed.
+    // Neither connection was affected.
     app.send(Message::binary("still")).await;
     assert_eq!(gateway.event().await, Event::Data(address, b"still".to_vec()));
 }

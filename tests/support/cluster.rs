@@ -34,7 +34,7 @@ impl Cluster {
         Self { nodes, redis, certificates }
     }
 
-    /// Waits until no endpoint waits and no tunnel stands.
+    /// Waits until there is neither a waiting endpoint nor a tunnel.
     pub async fn is_clean(&self) {
         until("no entry is left", async || self.redis.pairs().await.is_empty()).await;
     }

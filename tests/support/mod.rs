@@ -218,7 +218,7 @@ impl Endpoint {
         serde_json::from_str(&text).expect("JSON")
     }
 
-    /// The notification that the tunnel stands.
+    /// Receives the notification that the tunnel is established.
     pub async fn established(&mut self) -> Value {
         let notification = self.json().await;
         let name = notification["notification"].as_str().expect("a notification");

@@ -130,7 +130,7 @@ impl Place<'_> {
     }
 }
 
-/// A number that nobody has; the ones up to a hundred above are free, too.
+/// Returns an unused number; the next hundred are free, too.
 pub fn fresh() -> u128 {
     static LAST: AtomicU64 = AtomicU64::new(0);
     u128::from(LAST.fetch_add(100, Ordering::Relaxed) + 100)

@@ -39,7 +39,7 @@ enum Io {
     WebSocket(Box<WebSocketStream<TcpStream>>),
 }
 
-/// What comes at once.
+/// Data that arrived in one piece.
 #[derive(Clone, PartialEq)]
 pub enum Piece {
     /// Bytes of a stream; where they are cut means nothing.
@@ -128,7 +128,7 @@ impl Client {
         sent.expect("sent");
     }
 
-    /// What comes next; `None` at the end.
+    /// Receives the next piece; `None` at the end.
     pub async fn piece(&mut self) -> Option<Piece> {
         if !self.held.is_empty() {
             return Some(Piece::Bytes(std::mem::take(&mut self.held)));
@@ -260,7 +260,7 @@ impl Gateway {
         self.client.bytes(&frame(address, data)).await;
     }
 
-    /// What comes next; `None` at the end. On WebSocket, it must come in binary messages.
+    /// Receives the next event; `None` at the end. On WebSocket, it must be in binary messages.
     pub async fn event(&mut self) -> Option<Event> {
         loop {
             if let Some(event) = self.events.pop_front() {

@@ -34,7 +34,7 @@ impl Server {
         Self::with("").await
     }
 
-    /// A server with further lines in its configuration. `DIR` stands for its directory.
+    /// Starts a server with further lines in its configuration; `DIR` is replaced by its directory.
     pub async fn with(config: &str) -> Self {
         let port = free_port();
         let server = Self::spawn("redis-server", port, &format!("port {port}\n{config}"));

@@ -113,7 +113,7 @@ impl Stream {
         data
     }
 
-    /// All that comes until the end.
+    /// Receives all data until the end.
     pub async fn rest(&mut self) -> std::io::Result<Vec<u8>> {
         let mut data = Vec::new();
         soon("an end", self.io.read_to_end(&mut data)).await?;
@@ -127,7 +127,7 @@ pub async fn tcp(address: SocketAddr) -> TcpStream {
     tcp
 }
 
-/// An endpoint that came in some way. What differs between the ways is not shown.
+/// An endpoint on any transport, with the same methods for all of them.
 pub enum Client {
     WebSocket(Endpoint),
     Stream(Stream),
@@ -180,7 +180,7 @@ impl Client {
         notification
     }
 
-    /// Nothing but the end comes; where there are codes, with this one.
+    /// Expects the end and no data; with this code, if the transport has close codes.
     pub async fn ended(&mut self, code: u16) {
         match self {
             Self::WebSocket(endpoint) => endpoint.closed_with(code).await,

@@ -1,5 +1,5 @@
-//! SLIP frames: however a stream is cut, what comes out of it is what a decoder finds that is too
-//! simple to be wrong; no event is larger than it may be; and what came out goes in again.
+//! SLIP frames: however a stream is cut, its events equal those of a decoder that is too simple to be
+//! wrong; no event exceeds its limit; and decoded frames encode to the same stream.
 
 use bytes::BytesMut;
 use nymea_remoteproxy::protocol::slip::{Decoder, Event, encode};
@@ -29,7 +29,7 @@ pub(crate) fn run(input: &[u8]) {
 #[derive(Debug)]
 enum Outcome {
     Whole(u16, Vec<u8>),
-    /// It breaks behind this data.
+    /// It breaks after this data.
     Broken(Vec<u8>),
 }
 

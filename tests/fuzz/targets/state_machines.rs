@@ -1,5 +1,5 @@
-//! The state machines of the protocol: an `Endpoint`, and behind a gateway's registration its
-//! `GatewayControl`, do what a model says that is too simple to be wrong (`state_machines_model.rs`),
+//! The state machines of the protocol: an `Endpoint`, and after the registration of a gateway its
+//! `GatewayControl`, act like a model that is too simple to be wrong (`state_machines_model.rs`),
 //! for requests good and bad (`state_machines_items.rs`), cut anyhow, among verdicts, timeouts and goodbyes.
 
 use std::sync::Arc;
@@ -91,7 +91,7 @@ impl Script<'_> {
     fn text(&mut self) -> (Reader, Vec<usize>) {
         let shape = self.byte();
         let mut items: Vec<_> = (0..=shape % 3).map(|_| Item::pick(self.byte())).collect();
-        // What comes behind would belong to it.
+        // Later input would belong to it.
         let finished = items.iter().position(|item| *item == Item::Unfinished);
         items.truncate(finished.map_or(items.len(), |at| at + 1));
         let reader = Reader::new(&items);
@@ -105,7 +105,7 @@ impl Script<'_> {
     }
 }
 
-/// One step before the connection is registered or its tunnel stands.
+/// One step before the connection is registered or its tunnel is established.
 fn greet(
     step: u8,
     script: &mut Script<'_>,
@@ -114,7 +114,7 @@ fn greet(
     greeter: &mut Greeter,
 ) {
     match step % 12 {
-        // What belongs to an unfinished request, nobody can tell.
+        // The end of an unfinished request is unknown.
         0..=5 if greeter.has_part => {}
         0..=5 => {
             let (mut reader, cuts) = script.text();

@@ -138,7 +138,7 @@ impl Item {
         self.text().contains("TunnelProxy.")
     }
 
-    /// Behind how many bytes of the text something happens. `None`: only the end makes a fault.
+    /// The number of bytes of the text before something happens. `None`: only the end makes a fault.
     fn effect(self, text: &str) -> Option<usize> {
         match self {
             Self::Space | Self::Unfinished => None,

@@ -81,7 +81,7 @@ enum State {
     Closed,
 }
 
-/// An endpoint until its tunnel stands or it is registered.
+/// An endpoint until its tunnel is established or it is registered.
 pub(crate) struct Greeter {
     rules: Rules,
     since: Instant,
@@ -127,7 +127,7 @@ impl Greeter {
         )
     }
 
-    /// A piece of text comes.
+    /// Takes a piece of text.
     pub(crate) fn hears(&mut self, reader: &mut Reader, cut: usize, last: bool) -> Vec<Expected> {
         let from = reader.takes(cut);
         // The rest of the request's message, or white space on a stream.

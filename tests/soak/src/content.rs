@@ -158,7 +158,7 @@ struct Remembered {
 }
 
 impl Streams {
-    /// A stream that nobody else has.
+    /// Creates a stream with content of its own.
     pub(crate) fn create(&self, sender: &str, node: usize, alphabet: Alphabet) -> Arc<Stream> {
         let id = mixed(self.count.fetch_add(1, Ordering::Relaxed));
         let stream = Arc::new(Stream {

@@ -9,7 +9,7 @@ use hdrhistogram::Histogram;
 use crate::faults::{History, Kind};
 use crate::journal::say;
 
-/// The longest time that is told apart, in milliseconds.
+/// The longest time that is recorded, in milliseconds; longer ones count as this.
 const LONGEST: u64 = 600_000;
 
 /// Who meets.

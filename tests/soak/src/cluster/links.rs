@@ -1,5 +1,5 @@
 //! Links that can be cut, blocked and delayed: relays on loopback, through which nodes reach each
-//! other and Redis. Places are numbered: nodes from 0, Redis behind the last one.
+//! other and Redis. Places are numbered: nodes from 0, then Redis.
 
 use std::collections::HashMap;
 use std::io;
@@ -50,7 +50,7 @@ impl Dialer for Always {
 /// Relays and what is done to what they carry.
 pub(crate) struct Links {
     ways: Mutex<HashMap<(usize, usize), watch::Sender<Way>>>,
-    /// Places whose relays do not listen.
+    /// Places with relays that do not listen.
     refusing: Mutex<HashMap<usize, watch::Sender<bool>>>,
     tasks: TaskTracker,
 }

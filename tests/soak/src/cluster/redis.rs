@@ -94,7 +94,7 @@ impl Redis {
         signal(pid.context("redis-server has ended")?, name).await
     }
 
-    /// Sends a command whose answer does not matter, unless it is an error.
+    /// Sends a command, and returns an error if it fails.
     pub(crate) async fn command(&self, command: &[&str]) -> anyhow::Result<()> {
         self.ask::<redis::Value>(command).await.map(|_| ())
     }

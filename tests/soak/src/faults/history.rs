@@ -36,8 +36,8 @@ impl History {
         self.faults()[place].over.get_or_insert_with(Instant::now);
     }
 
-    /// Whether a tunnel between these nodes may have ended at this time because of a fault whose
-    /// effect shows up to `lag` after its end.
+    /// Whether a tunnel between these nodes may have ended at this time because of a fault. Effects
+    /// of a fault show up to `lag` after its end.
     pub(crate) fn may_end(&self, one: usize, other: usize, at: Instant, lag: Duration) -> bool {
         self.faults().iter().any(|fault| {
             let until = fault.over.map_or(at, |over| over + lag);

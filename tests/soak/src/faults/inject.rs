@@ -180,7 +180,7 @@ async fn restart_redis(world: &World, kind: Kind, lasts: Duration) -> anyhow::Re
         Kind::RedisEmpty => redis.forget()?,
         Kind::RedisStale => {
             redis.command(&["SAVE"]).await?;
-            // What happens meanwhile will be forgotten.
+            // Redis will lose all changes of this time.
             sleep(lasts.mul_f64(0.8)).await;
         }
         _ => redis.command(&["SAVE"]).await?,

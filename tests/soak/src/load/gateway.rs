@@ -22,7 +22,7 @@ use crate::world::World;
 const LIBRARY_SLACK: Duration = Duration::from_secs(35);
 /// How long after a theft apps may still get to the thief.
 const BEHIND_THIEF: Duration = Duration::from_secs(5);
-/// How long after Redis has lost its data a UUID may be taken by who comes first.
+/// How long after a loss of data in Redis another endpoint may obtain a registered UUID.
 const ROBBED: Duration = Duration::from_secs(20);
 
 /// How long a gateway that leaves may still be registered.
@@ -109,8 +109,7 @@ impl GatewayState {
         theft.is_some_and(|(_, at)| at + BEHIND_THIEF > attached)
     }
 
-    /// Whether its UUID was lost to another node, of which nobody could know that it is taken: Redis
-    /// had just lost its data.
+    /// Whether another node may have obtained the UUID because Redis had just lost the registration.
     fn is_robbed_elsewhere(&self, node: usize, world: &World) -> bool {
         let theft = *self.theft.lock().unwrap_or_else(PoisonError::into_inner);
         let Some((its_node, at)) = theft else { return false };

@@ -26,7 +26,7 @@ use self::pair::Pair;
 use crate::options::Options;
 use crate::world::World;
 
-/// How often it is looked whether somebody waits for too long.
+/// The time between two checks for endpoints that wait too long.
 const LOOK: Duration = Duration::from_millis(500);
 /// Between two tries of an honest endpoint, from the first to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);

@@ -92,7 +92,7 @@ pub(super) struct Session<'a> {
     pub(super) manner: Manner,
     /// What this endpoint sends.
     pub(super) own: Arc<Stream>,
-    /// Whose stream it must receive.
+    /// The sender of the stream that it must receive.
     pub(super) partner: &'a str,
     pub(super) random: StdRng,
 }
@@ -164,7 +164,7 @@ async fn receive(
         }
         match reader.read(if slow { SLOW_BLOCK } else { BLOCK }).await {
             Received::Data(bytes) => {
-                // Small messages cost something, too, or a slow reader would be behind for minutes.
+                // Small messages have a cost, too, or a slow reader would lag by minutes.
                 since_pause += bytes.len().max(SLOW_BLOCK / 64);
                 let knew = checker.stream().is_some();
                 if let Err(what) = checker.push(&bytes, &world.streams, session.partner) {

@@ -1,5 +1,4 @@
-//! Clients that are not honest, or not patient: nobody may suffer from them, and none of them may
-//! get what is not theirs.
+//! Dishonest and impatient clients: they must not harm other endpoints, nor receive data of others.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -31,7 +30,7 @@ enum Manner {
     WrongToken,
     /// Sends what is no request.
     Garbage,
-    /// Waits for somebody, and vanishes.
+    /// Waits for a partner, and vanishes.
     Impatient,
     /// Many partners authenticate at once and vanish while they are bridged.
     Fleeting,
@@ -167,7 +166,7 @@ impl Visit<'_> {
         Ok(())
     }
 
-    /// Somebody waits on one node, and many partners try on another and vanish at once.
+    /// An endpoint waits on one node; many partners connect to another node and vanish at once.
     async fn fleeting(&self, random: &mut StdRng) -> anyhow::Result<()> {
         let Some(other) = self.world.some_node(random) else { return Ok(()) };
         let name = Uuid::new_v4();

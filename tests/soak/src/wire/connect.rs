@@ -50,7 +50,7 @@ pub(crate) enum Refused {
 /// A connection on which both sides still speak the protocol.
 pub(crate) struct Dialogue {
     io: Opened,
-    /// What was received behind the last message.
+    /// Data received after the last message.
     held: Vec<u8>,
 }
 

@@ -194,7 +194,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Ends the connection in order behind all that was sent.
+    /// Ends the connection in order after all data was sent.
     pub(crate) async fn finish(&mut self) -> anyhow::Result<()> {
         match &mut self.to {
             To::WebSocket(sink) => {
