@@ -5,7 +5,7 @@
 use std::iter::Peekable;
 use std::str::Chars;
 
-/// What is in a file.
+/// The content of a file.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Ini {
     /// All keys with their values, in their order.

@@ -10,18 +10,18 @@ use std::time::Duration;
 
 use super::ini::{self, Entry};
 
-/// What a file of the original server means here.
+/// The settings from a file of the original server.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Legacy {
     /// Settings by their keys here, as in `timeouts.waiting`, with their values as text.
     pub settings: Vec<(String, String)>,
-    /// Where the node is to listen.
+    /// The listeners of the node.
     pub listeners: Vec<Listener>,
-    /// What has no meaning here, or another one, each with what to do about it.
+    /// Warnings about keys without a meaning here, or with another one, each with advice.
     pub warnings: Vec<String>,
 }
 
-/// Where a node listens.
+/// A listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Listener {
     /// WebSocket.
@@ -293,8 +293,8 @@ impl Reader {
         (!value.is_empty()).then_some(value)
     }
 
-    /// As the original reads booleans: everything is true that does not say no. An empty value is
-    /// taken for none.
+    /// Reads a boolean like the original: all values except `0` and `false` are true. An empty value is
+    /// treated as missing.
     fn take_bool(&mut self, section: &str, key: &str) -> Option<bool> {
         let value = self.take(section, key)?;
         Some(value != "0" && !value.eq_ignore_ascii_case("false"))

@@ -1,4 +1,4 @@
-//! Where a node listens for endpoints: `[[listen]]`, and what may be in front of it: `[proxies]`.
+//! The listeners for endpoints, `[[listen]]`, and load balancers in front of them, `[proxies]`.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -93,11 +93,11 @@ impl TryFrom<Section> for Listen {
             return Err("path: only kind = \"unix\" has one".into());
         }
         let Some(written) = address else {
-            return Err("missing address: it says where, as in address = \"127.0.0.1:2213\"".into());
+            return Err("missing address to listen on, as in address = \"127.0.0.1:2213\"".into());
         };
         let address = units::socket_address(&written).ok_or_else(|| {
             format!(
-                "address: `{written}` is no host:port such as 127.0.0.1:2213, [::1]:2213 or \
+                "address: `{written}` is not a host:port such as 127.0.0.1:2213, [::1]:2213 or \
                  localhost:2213, or the name of the host cannot be resolved"
             )
         })?;
@@ -147,7 +147,7 @@ pub enum ForwardingHeader {
 }
 
 impl ForwardingHeader {
-    /// Its name in a request, in lower case.
+    /// The name of the header, in lower case.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Forwarded => "forwarded",
@@ -167,7 +167,7 @@ impl Config {
     }
 }
 
-/// What is wrong with where a node listens.
+/// The faults in the settings of listeners.
 pub(super) fn faults(config: &Config) -> Vec<Fault> {
     let fault = |key: String, problem: &str| Fault { key, origin: None, problem: problem.into() };
     let mut faults = Vec::new();
@@ -177,25 +177,25 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
             _ => listen == *other,
         };
         if config.listen[..at].iter().any(|other| is_same(&other)) {
-            let problem = "there is another one at the same place; each needs a place of its own";
+            let problem = "another listener has the same address or path; each needs its own";
             faults.push(fault(name(at), problem));
         }
     }
     let Proxies { trusted, protocol, header } = &config.proxies;
     if trusted.is_empty() && (*protocol || header.is_some()) {
-        let problem = "missing: proxies.protocol and proxies.header need the addresses of those \
-                       that are believed, as in trusted = [\"10.0.0.0/8\"]";
+        let problem = "missing: proxies.protocol and proxies.header need the addresses of the \
+                       load balancers to trust, as in trusted = [\"10.0.0.0/8\"]";
         faults.push(fault("proxies.trusted".into(), problem));
     }
     if !trusted.is_empty() && !*protocol && header.is_none() {
-        let problem = "there is nothing in which they are trusted; set proxies.protocol = true, or \
-                       proxies.header to \"x-forwarded-for\" or \"forwarded\"";
+        let problem = "has no effect alone; set proxies.protocol = true, or proxies.header to \
+                       \"x-forwarded-for\" or \"forwarded\"";
         faults.push(fault("proxies.trusted".into(), problem));
     }
     faults
 }
 
-/// How a listener is called in messages, by its place among all.
+/// The name of a listener in messages, by its position.
 pub(super) fn name(at: usize) -> String {
     format!("[[listen]] no. {}", at + 1)
 }
@@ -230,9 +230,9 @@ mod tests {
             (json!({ "address": "127.0.0.1:1" }), "missing field `kind`"),
             (json!({ "kind": "udp" }), "expected one of `websocket`, `tcp`, `unix`"),
             (json!({ "kind": "tcp" }), "missing address"),
-            (json!({ "kind": "tcp", "address": "127.0.0.1" }), "no host:port"),
-            (json!({ "kind": "tcp", "address": ":80" }), "no host:port"),
-            (json!({ "kind": "tcp", "address": "::1:80000" }), "no host:port"),
+            (json!({ "kind": "tcp", "address": "127.0.0.1" }), "not a host:port"),
+            (json!({ "kind": "tcp", "address": ":80" }), "not a host:port"),
+            (json!({ "kind": "tcp", "address": "::1:80000" }), "not a host:port"),
             (json!({ "kind": "tcp", "address": "127.0.0.1:1", "path": "/x" }), "only kind"),
             (json!({ "kind": "tcp", "address": "127.0.0.1:1", "tsl": true }), "unknown field"),
             (json!({ "kind": "tcp", "address": "127.0.0.1:1", "tls": "no" }), "a boolean"),

@@ -1,4 +1,4 @@
-//! Where settings come from: defaults, overridden by a TOML file (or one of the original server),
+//! Loads settings: defaults, overridden by a TOML file (or one of the original server),
 //! by the environment and by flags.
 //!
 //! Every fault is found, not just the first, and says which key it is about, where that was set
@@ -17,7 +17,7 @@ use super::{Config, listen};
 
 const PREFIX: &str = "REMOTEPROXY";
 const SEPARATOR: &str = "__";
-/// What the `config` crate calls the origin of values from environment variables.
+/// The origin of values from environment variables, as named by the `config` crate.
 const ENVIRONMENT: &str = "the environment";
 
 /// A setting given by a flag of the command line.
@@ -25,7 +25,7 @@ const ENVIRONMENT: &str = "the environment";
 pub struct Override {
     /// The setting, as in `server.port`.
     pub key: &'static str,
-    /// Its value, written as in an environment variable.
+    /// The value, written as in an environment variable.
     pub value: String,
     /// The flag, as in `--port`.
     pub flag: &'static str,
@@ -39,7 +39,7 @@ pub enum ConfigError {
     Unreadable {
         /// The file.
         file: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         #[source]
         source: io::Error,
     },
@@ -48,7 +48,7 @@ pub enum ConfigError {
     Syntax {
         /// The file.
         file: PathBuf,
-        /// What the parser said, with the line.
+        /// The error of the parser, with the line.
         #[source]
         source: config::ConfigError,
     },
@@ -57,14 +57,14 @@ pub enum ConfigError {
     Invalid(Vec<Fault>),
 }
 
-/// One thing that is wrong with a configuration.
+/// A fault in a configuration.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Fault {
     /// The setting, as in `timeouts.waiting`.
     pub key: String,
-    /// Where it was set: a file, an environment variable or a flag; unknown for a default.
+    /// The origin of the value: a file, an environment variable or a flag; unknown for a default.
     pub origin: Option<String>,
-    /// What is wrong, and what was expected.
+    /// The problem, and the expected value.
     pub problem: String,
 }
 
@@ -164,7 +164,7 @@ impl<'a> Reading<'a> {
         Self { file, settings, origins: BTreeMap::new(), faults: Vec::new() }
     }
 
-    /// What a file of the original server says of where to listen.
+    /// Adds the listeners from a file of the original server.
     fn listeners(&mut self, listeners: &[Listener]) {
         let listen = listeners.iter().map(|listener| match listener {
             Listener::WebSocket { address, tls } => {
@@ -255,7 +255,7 @@ impl<'a> Reading<'a> {
         }
     }
 
-    /// What was set beside `[[listen]]`, and would have no effect.
+    /// Settings that have no effect because there are `[[listen]]` sections.
     fn contradictions(&self, config: &Config) -> Vec<Fault> {
         let settings = [
             ("server.address", "which say where to listen"),

@@ -193,7 +193,7 @@ fn listeners_that_are_wrong() {
     let keys: Vec<_> = found.iter().map(|fault| fault.key.as_str()).collect();
     assert_eq!(keys, ["[[listen]] no. 3", "[[listen]] no. 4"]);
     assert_eq!(found[0].origin, Some(written.path().display().to_string()));
-    assert!(found[0].problem.contains("no host:port"), "{found:?}");
+    assert!(found[0].problem.contains("not a host:port"), "{found:?}");
     for (text, variables) in [
         ("listen = 5", &[][..]),
         ("[listen]\nkind = 'tcp'", &[]),

@@ -18,13 +18,13 @@ pub struct Networks(Vec<IpNet>);
 /// Why a text is not a network. Each says what was read.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum NetworkError {
-    /// It is something else.
+    /// The text is neither an address nor a network.
     #[error("`{0}` is neither an IP address nor a network such as 10.0.0.0/8 or 2001:db8::/32")]
     Syntax(String),
     /// There are bits set after the prefix, so that the intention is not clear.
     #[error("`{given}` has bits after its prefix; write {network} for the network, or {address}")]
     HostBits {
-        /// What was read.
+        /// The text as it was given.
         given: String,
         /// The network it is in.
         network: IpNet,

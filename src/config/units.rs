@@ -1,5 +1,5 @@
-//! How values are written in a configuration: durations, sizes, numbers and addresses, each with
-//! the words that say what was expected. Which values make sense is for [`validate`] to say.
+//! Values in a configuration: durations, sizes, numbers and addresses, each with
+//! a text that says what was expected. Whether a value is allowed is decided in [`validate`].
 //!
 //! [`validate`]: super::Config::validate
 
@@ -35,7 +35,7 @@ pub(super) fn size<'de, D: Deserializer<'de>>(input: D) -> Result<usize, D::Erro
     })
 }
 
-/// How many of something there may be.
+/// Reads a count.
 pub(super) fn count<'de, D, T>(input: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,

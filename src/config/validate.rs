@@ -13,7 +13,7 @@ use super::{
 };
 
 const MAX_MESSAGE_SIZE: usize = 1 << 30;
-/// What bridged tunnels may keep in memory together. Half of it, which is what may arrive, has to fit
+/// The limits of `bridge.buffer`. Half of it, for data that arrives, has to fit
 /// into the window of one connection between nodes.
 const BUFFERS: RangeInclusive<usize> = 16 << 20..=2 << 30;
 /// Smaller ones would hardly hold one piece of a large frame.
@@ -145,7 +145,7 @@ impl Faults {
         if token != TokenFor::None && config.authentication.server.is_none() {
             self.add(
                 "tunnel_proxy.token",
-                "needs somebody who checks tokens, give authentication.server",
+                "needs an authentication server to check the tokens; set authentication.server",
             );
         }
     }
@@ -245,10 +245,10 @@ impl Faults {
         match &redis.sentinel_master {
             None if !redis.sentinels.is_empty() => self.add(
                 "redis.sentinel_master",
-                "missing: sentinels must be asked for a master by its name",
+                "missing: the sentinels know the master by this name",
             ),
             Some(_) if redis.sentinels.is_empty() => {
-                self.add("redis.sentinels", "missing: give the URLs of the sentinels to ask");
+                self.add("redis.sentinels", "missing: give the URLs of the sentinels");
             }
             Some(master) if master.trim().is_empty() => {
                 self.add("redis.sentinel_master", "must not be empty");
@@ -258,8 +258,8 @@ impl Faults {
             {
                 self.add(
                     "redis.url",
-                    "its host must be redis.sentinel_master, as the sentinels say where the \
-                     master is",
+                    "its host must be redis.sentinel_master, as the sentinels provide the address \
+                     of the master",
                 );
             }
             Some(_) | None => {}
