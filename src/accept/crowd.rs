@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::network::{Network, Networks};
 
-/// How far a connection has come.
+/// The progress of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Standing {
     /// Not a byte came.
@@ -56,9 +56,9 @@ pub struct Member {
 pub struct Candidate {
     /// Which it is.
     pub id: MemberId,
-    /// How far it has come.
+    /// The progress of the connection.
     pub standing: Standing,
-    /// Since when it is there.
+    /// When it was accepted.
     pub since: Instant,
     /// Whether it is of the newcomer's own site.
     pub is_own: bool,
@@ -74,12 +74,12 @@ pub struct Crowd {
 }
 
 impl Crowd {
-    /// How many there are.
+    /// The number of members.
     pub fn count(&self) -> usize {
         self.members.len()
     }
 
-    /// How many there are of a network.
+    /// The number of members from a network.
     pub fn count_of(&self, network: Network) -> usize {
         self.queues.get(&network).map_or(0, BTreeSet::len)
     }

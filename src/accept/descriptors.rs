@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, RawFd};
 
 use rlimit::Resource;
 
-/// What is kept from clients, of many.
+/// The file descriptors that clients cannot use, if there are many.
 const KEPT: u64 = 64;
 /// The same, of few.
 const KEPT_AT_LEAST: u64 = 8;
@@ -14,13 +14,13 @@ const KEPT_AT_LEAST: u64 = 8;
 /// are still silent, listeners, other nodes, Redis, the authentication server.
 const OTHERS: u64 = 256;
 
-/// How many this process may have.
+/// The most file descriptors of this process.
 pub fn allowed() -> u64 {
     // Where the system does not say, it does not limit.
     rlimit::getrlimit(Resource::NOFILE).map_or(u64::MAX, |(soft, _)| soft)
 }
 
-/// How many connections of clients there can be, of those that are wanted.
+/// The connections of clients that are possible, at most `wanted`.
 pub fn connections_within(wanted: usize) -> usize {
     let allowed = allowed();
     let possible = allowed - (allowed / 4).min(OTHERS);

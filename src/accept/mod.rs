@@ -38,7 +38,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// That connections cannot be accepted is logged no more often than this.
 const WARN_EVERY: Duration = Duration::from_secs(10);
 
-/// Where connections come from.
+/// The socket that accepts connections.
 pub enum Listening {
     /// A TCP port.
     Tcp(TcpListener),
@@ -46,31 +46,31 @@ pub enum Listening {
     Unix(UnixSocket),
 }
 
-/// How a listener treats connections that have sent nothing.
+/// The rules of a listener for connections that have sent nothing.
 pub struct Manners {
-    /// Who connects, for the log.
+    /// The kind of clients, for the log.
     pub who: &'static str,
-    /// Where they are.
+    /// The room for silent connections.
     pub room: Arc<Room>,
-    /// How long the first byte may take.
+    /// The time for the first byte.
     pub first_byte: Duration,
-    /// What happens to the last file descriptors.
+    /// The use of the last file descriptors.
     pub last_descriptors: LastDescriptors,
 }
 
-/// Who gets the last file descriptors of the process.
+/// Whether a listener may use the last file descriptors of the process.
 pub enum LastDescriptors {
-    /// This listener does.
+    /// The listener uses them.
     Taken,
     /// They are left to others: a connection that would need one is dropped, and counted here.
     Left(Arc<Metrics>),
 }
 
-/// Where the tasks of connections belong.
+/// The owner of the tasks of connections.
 pub enum Owner {
-    /// To the node, which waits for them when it ends.
+    /// The node, which waits for them when it ends.
     Node(Lifecycle),
-    /// To the loop: they end with it.
+    /// The loop: they end with it.
     Loop(JoinSet<()>),
 }
 
@@ -82,7 +82,7 @@ pub struct Guest {
     pub peer: ClientAddr,
     /// When it was accepted.
     pub since: Instant,
-    /// Its place in the room, which it keeps until it has proved itself.
+    /// Its place in the room, to be kept until it has authenticated.
     pub visit: Visit,
     has_sent: bool,
 }

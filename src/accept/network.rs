@@ -11,7 +11,7 @@ use crate::ids::ClientAddr;
 const LEVELS: [(u8, usize); 3] = [(64, 1), (56, 4), WIDEST];
 const WIDEST: (u8, usize) = (48, 16);
 
-/// What counts as one client.
+/// The unit that counts as one client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Network {
     /// A single IPv4 address.
@@ -20,9 +20,9 @@ pub enum Network {
     V6 {
         /// The length of its prefix.
         prefix: u8,
-        /// Its first address.
+        /// The first address of the network.
         address: Ipv6Addr,
-        /// How many times a limit of counts it may have.
+        /// The factor by which limits are multiplied.
         weight: usize,
     },
     /// The programs on unix sockets, which are not distinguished.

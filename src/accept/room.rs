@@ -53,7 +53,7 @@ impl Room {
         Visit { room: Arc::clone(self), id, displaced }
     }
 
-    /// How many are in it.
+    /// The number of connections in the room.
     pub fn count(&self) -> usize {
         self.lock().count()
     }

@@ -1,5 +1,5 @@
-//! Who may ask what. Health is for everybody; the rest is for those with the token, or, where there
-//! is none, for programs on this machine. Other machines get no more than metrics then.
+//! Access rules. Health is public; all else requires the token, or, if there
+//! is none, a connection from this machine. Other machines can only read metrics then.
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -34,7 +34,7 @@ use crate::observability::{Endpoint, EventKind, Metrics, TunnelRecord};
 
 /// The largest request body, in bytes.
 const MAX_BODY: usize = 16 * 1024;
-/// How long an answer may take.
+/// The time for a response.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Streams at once.
 const STREAMS: usize = 16;
@@ -75,7 +75,7 @@ const STATUS_PAGE: &str = include_str!("status.html");
 )]
 struct Document;
 
-/// What the handlers share.
+/// The state shared by all handlers.
 pub(super) struct App {
     pub(super) admin: Arc<Admin>,
     history: Arc<History>,
@@ -83,7 +83,7 @@ pub(super) struct App {
     /// For connections that have requested more than health.
     busy: Arc<Room>,
     looked: Mutex<Looked>,
-    /// What describes the paths, and their list: put together once.
+    /// The description of the paths, and their list: created once.
     document: String,
     paths: String,
 }
@@ -320,7 +320,7 @@ async fn tunnels(
     Json(TunnelList { tunnels, next, total: all.len() }).into_response()
 }
 
-/// What a query asks for.
+/// The filter of a query.
 struct Wanted {
     kind: Option<String>,
     client: Option<(IpAddr, Option<u16>)>,

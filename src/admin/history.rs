@@ -26,7 +26,7 @@ const LOOKED_AT: usize = 10_000;
 /// See the module.
 pub(super) struct History {
     samples: Mutex<VecDeque<Sample>>,
-    /// What is shown; nothing before the first look.
+    /// The latest status; `None` before the first sample.
     status: watch::Sender<Option<Arc<Status>>>,
 }
 
@@ -36,7 +36,7 @@ impl Default for History {
     }
 }
 
-/// One look at a node.
+/// A sample of a node's state.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(super) struct Sample {
     connections: usize,
@@ -45,7 +45,7 @@ pub(super) struct Sample {
     bytes_per_second: u64,
 }
 
-/// What is shown of a node.
+/// The data of the status page.
 #[derive(Serialize)]
 pub(super) struct Status {
     node: NodeState,
@@ -60,7 +60,7 @@ pub(super) struct Status {
     events: Vec<Happened>,
 }
 
-/// How long a step of set-ups took in the last minutes.
+/// The times of a step of set-ups in the last minutes.
 #[derive(Serialize)]
 struct SetUp {
     step: String,

@@ -24,38 +24,38 @@ use crate::lifecycle::Lifecycle;
 use crate::observability::{LogControl, Telemetry};
 use crate::rendezvous::{Load, NodeInfo};
 
-/// Everything about a node that operators can see and change.
+/// The data and actions of a node for operators.
 pub struct Admin {
-    /// Who it is.
+    /// The identity of the node.
     pub identity: Identity,
-    /// What it tells of itself.
+    /// The telemetry of the node.
     pub telemetry: Telemetry,
-    /// Its life.
+    /// The lifecycle of the node.
     pub lifecycle: Lifecycle,
     /// Why it should get no clients; nothing: it should.
     pub unready: Box<dyn Fn() -> Vec<String> + Send + Sync>,
-    /// What it is doing.
+    /// The load of the node.
     pub load: Arc<dyn Fn() -> Load + Send + Sync>,
     /// All nodes of its cluster.
     pub cluster: Box<dyn ClusterView>,
-    /// Its log, if there is one to change.
+    /// The control of the log, if it can be changed.
     pub log: Option<Arc<dyn LogControl>>,
-    /// Who may ask.
+    /// The access rules.
     pub access: Access,
 }
 
-/// Who a node is.
+/// The identity of a node.
 #[derive(Clone, Debug)]
 pub struct Identity {
-    /// Its id; new for each start.
+    /// The id of the node; new for each start.
     pub node: String,
-    /// Its name.
+    /// The name of the node.
     pub name: String,
-    /// Where clients connect by WebSocket, if they can.
+    /// The URL for clients by WebSocket, if there is such a listener.
     pub url: String,
     /// All places where clients connect.
     pub listeners: Vec<String>,
-    /// Where other nodes connect, if there may be any.
+    /// The bridge address, if there is a cluster.
     pub bridge: Option<SocketAddr>,
     /// Connections that it takes.
     pub connections_limit: usize,
@@ -70,7 +70,7 @@ pub trait ClusterView: Send + Sync {
     /// All of them; an error says why that is not known.
     fn nodes(&self) -> BoxFuture<'_, Result<Vec<NodeInfo>, String>>;
 
-    /// What is wrong with the address of the node with this id, if that has been seen.
+    /// The fault in the address of the node with this id, if one is known.
     fn trouble_with(&self, _node: &str) -> Option<String> {
         None
     }

@@ -24,10 +24,10 @@ const BACKLOG: u32 = 1024;
 const SILENT: usize = 1024;
 /// The same of one address.
 const SILENT_PER_NETWORK: usize = 512;
-/// What says where a node listens.
+/// The setting that is named in errors.
 const SETTING: &str = "path of its [[listen]]";
 
-/// Where a node listens for endpoints.
+/// The address of a listener for endpoints.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LocalAddr {
     /// On an IP address.
@@ -42,7 +42,7 @@ pub enum LocalAddr {
 }
 
 impl LocalAddr {
-    /// Where a listener with these settings is.
+    /// The address of a listener with these settings.
     pub(super) fn of(listen: &Listen) -> Self {
         match listen {
             Listen::WebSocket { address, tls } => {
@@ -70,7 +70,7 @@ impl LocalAddr {
         matches!(self, Self::Ip { scheme: "wss" | "ws", .. })
     }
 
-    /// Its IP address, if it has one.
+    /// The IP address of the listener, if it has one.
     pub fn ip(&self) -> Option<SocketAddr> {
         match self {
             Self::Ip { address, .. } => Some(*address),

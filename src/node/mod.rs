@@ -46,7 +46,7 @@ use crate::transport::Patience;
 use crate::transport::tls::{Fingerprint, ServerTls, TlsError};
 use crate::unix_socket::{UnixSocket, UnixSocketError};
 
-/// What is wrong with a configuration.
+/// Why a node cannot be prepared.
 #[derive(Debug, Error)]
 pub enum PrepareError {
     /// Certificate or key.
@@ -160,7 +160,7 @@ impl Prepared {
         Self { log: Some(log), ..self }
     }
 
-    /// What will be started, a line for each fact.
+    /// A summary of what will be started, in lines.
     pub fn summary(&self) -> Vec<String> {
         let Config { tls, authentication, redis, bridge, admin, monitor, .. } = &self.config;
         let certificate = match (&self.tls, &tls.certificate) {
@@ -183,8 +183,9 @@ impl Prepared {
         lines.extend([certificate, authentication]);
         let Proxies { trusted, protocol, header } = &self.config.proxies;
         let says = [protocol.then_some("the PROXY protocol"), header.map(ForwardingHeader::name)];
-        lines
-            .extend(says.iter().flatten().map(|how| format!("clients: as {trusted} say by {how}")));
+        lines.extend(
+            says.iter().flatten().map(|how| format!("clients: named by {trusted} in {how}")),
+        );
         if redis.is_given() {
             let security = if self.bridge_tls.is_some() { "mutual TLS" } else { "no TLS" };
             let advertised = advertised(bridge, bridge.listen);
@@ -331,7 +332,7 @@ fn within_descriptors(mut limits: Limits) -> Limits {
     limits
 }
 
-/// Where endpoints find each other: in Redis if there is one, else in memory.
+/// Creates the rendezvous: in Redis if it is configured, else in memory.
 fn rendezvous_of(
     redis: Option<&Arc<RedisRendezvous>>,
 ) -> (Arc<dyn Rendezvous>, Arc<dyn Directory>) {
@@ -343,7 +344,7 @@ fn rendezvous_of(
     }
 }
 
-/// What the sessions are doing, once there are any.
+/// The load of the sessions, once they are created.
 fn load_of(sessions: &Arc<OnceLock<Weak<Shared>>>) -> LoadOf {
     let sessions = Arc::clone(sessions);
     Arc::new(move || {
@@ -364,7 +365,7 @@ fn bridge_tls(bridge: &config::Bridge) -> Result<Option<BridgeTls>, PrepareError
     }
 }
 
-/// Where other nodes reach the bridge that listens on `address`.
+/// The address for other nodes of the bridge that listens on `address`.
 fn advertised(bridge: &config::Bridge, address: SocketAddr) -> String {
     match &bridge.advertise {
         Some(advertised) => advertised.clone(),
@@ -413,7 +414,7 @@ pub struct Node {
 }
 
 impl Node {
-    /// Where it listens for clients, in the order of its settings.
+    /// The addresses of the listeners for clients, in the order of the settings.
     pub fn addresses(&self) -> &[LocalAddr] {
         &self.addresses
     }
@@ -423,12 +424,12 @@ impl Node {
         self.addresses.iter().find_map(LocalAddr::ip)
     }
 
-    /// Where it listens for other nodes.
+    /// The address of the listener for other nodes.
     pub fn bridge_addr(&self) -> Option<SocketAddr> {
         self.bridge_addr
     }
 
-    /// Where it answers operators.
+    /// The address of the listener for operators.
     pub fn admin_addr(&self) -> Option<SocketAddr> {
         self.admin_addr
     }
@@ -444,7 +445,7 @@ impl Node {
         self.admin_url.as_deref()
     }
 
-    /// What it tells of itself.
+    /// The telemetry of the node.
     pub fn telemetry(&self) -> &Telemetry {
         &self.shared.telemetry
     }

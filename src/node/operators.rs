@@ -1,4 +1,4 @@
-//! What operators get to see of a node: puts the [`Admin`] together.
+//! Creates the [`Admin`] of a node: its data for operators.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -26,7 +26,7 @@ use crate::transport::tls::{ServerTls, TlsError};
 /// and load balancers cope badly with a node that flaps.
 const REDIS_GRACE: Duration = Duration::from_secs(5);
 
-/// What is wrong with the settings of the admin listener.
+/// An error in the settings of the admin listener.
 #[derive(Debug, Error)]
 pub enum AdminError {
     /// Certificate or key.
@@ -40,7 +40,7 @@ pub enum AdminError {
     NoToken(PathBuf),
 }
 
-/// What must be shown, and by whom.
+/// The access rules of operators.
 pub(super) struct Operators {
     token: Option<config::Secret>,
     tls: Option<ServerTls>,
@@ -70,7 +70,7 @@ impl Operators {
         Ok(Self { token, tls, ready_without_redis: admin.ready_without_redis })
     }
 
-    /// How the listener is addressed, and what opens it.
+    /// A summary of the address of the listener, and of its access.
     pub(super) fn summary(&self, address: SocketAddr) -> String {
         let by = match &self.token {
             Some(_) => "with the token",
@@ -80,7 +80,7 @@ impl Operators {
         format!("admin: on {}://{address}, {by}", self.scheme())
     }
 
-    /// Where the status page is, for programs on this machine.
+    /// The URL of the status page, for programs on this machine.
     pub(super) fn url(&self, address: SocketAddr) -> String {
         format!("{}://{}/", self.scheme(), super::reachable(address))
     }
@@ -99,7 +99,7 @@ impl Operators {
         unready(&node.shared, health, self.ready_without_redis)
     }
 
-    /// Everything there is to ask about `node`.
+    /// The data and actions of `node` for operators.
     pub(super) fn admin(
         self,
         node: &Node,
