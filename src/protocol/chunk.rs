@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-/// How the bytes of a message are to be understood. It survives the way through a tunnel.
+/// The interpretation of the bytes of a message. A tunnel preserves it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// UTF-8. A chunk may end within a code point, a message may not.

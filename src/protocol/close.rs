@@ -20,7 +20,7 @@ pub enum Close {
     InvalidRequest,
     /// A request of more than [`MAX_REQUEST`](crate::protocol::MAX_REQUEST) bytes.
     RequestTooLarge,
-    /// It had to make room for others before it was authenticated, or its user has too many
+    /// The connection was closed for others before it was authenticated, or its user has too many
     /// connections.
     NoRoom,
     /// More requests before authenticating than `limits.requests`.

@@ -32,7 +32,7 @@ enum State {
     Closed,
 }
 
-/// One connection's side of the protocol.
+/// The proxy's side of one connection.
 #[derive(Debug)]
 pub struct Endpoint {
     server: Arc<ServerInfo>,
@@ -101,7 +101,7 @@ impl Endpoint {
         }
     }
 
-    /// What the connection has registered as.
+    /// The role that the connection has registered in.
     pub fn role(&self) -> Option<&Role> {
         match &self.state {
             State::Registered { role } => Some(role),

@@ -22,7 +22,7 @@ use super::tunnel_proxy::{APP_ADDRESSES, App, Gateway, TunnelProxyError, braced}
 use super::tunnel_proxy::{disconnect_response, pong, registration_response};
 use super::{Close, Rules};
 
-/// What the driver of a [`GatewayControl`] has to do.
+/// An instruction for the driver of a [`GatewayControl`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ControlAction {
     /// Send this message in a frame with address 0.
@@ -49,7 +49,7 @@ pub struct GatewayControl {
     inbox: JsonStream,
     /// The frame that the inbox holds is complete.
     frame_ended: bool,
-    /// How many notifications there were.
+    /// The number of notifications so far.
     notifications: i64,
     actions: VecDeque<ControlAction>,
     closed: bool,

@@ -28,7 +28,7 @@ pub enum FramingError {
 pub struct JsonStream {
     /// Bytes not given out yet; begins with `{` once white space is skipped.
     buffer: Vec<u8>,
-    /// How many bytes of `buffer` have been looked at.
+    /// The number of bytes of `buffer` that were scanned.
     scanned: usize,
     depth: usize,
     in_string: bool,

@@ -65,7 +65,7 @@ pub fn parse_request(json: &[u8]) -> Result<Request, Refusal> {
     Ok(Request { id, namespace, method, params })
 }
 
-/// What is wrong with some JSON and where, without a word of the input itself, which may be secret.
+/// The error in some JSON and its position, without the input itself, which may be secret.
 fn position(error: &serde_json::Error) -> String {
     let kind = match error.classify() {
         serde_json::error::Category::Eof => "unexpected end",

@@ -26,7 +26,7 @@ pub(super) struct Offered {
     pub token_for_apps: bool,
 }
 
-/// What `Hello` says of this server.
+/// The data about this server in the response to `Hello`.
 #[derive(Debug, Clone)]
 pub struct ServerInfo {
     /// The configured `server.name`.

@@ -23,7 +23,7 @@ pub const PROXY_ADDRESS: u16 = 0;
 /// The most data a frame can have to be passed on whole or not at all, by default.
 pub const WHOLE_FRAME: usize = 64 * 1024;
 
-/// What came out of the stream.
+/// An event of the stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// A frame, or a piece of a large one. The pieces of a frame follow one another without other
@@ -44,18 +44,18 @@ pub enum Event {
         /// The client has received these without the rest, and the stream cannot express that. If it
         /// was promised complete data, it must be closed.
         passed_on: usize,
-        /// What was wrong.
+        /// The fault of the frame.
         fault: Fault,
     },
 }
 
-/// What is wrong with a frame.
+/// A fault in a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum Fault {
     /// The byte after ESC was neither the escaped END nor the escaped ESC.
     #[error("a SLIP frame has a byte other than DC or DD after DB")]
     BadEscape,
-    /// One byte: no complete address.
+    /// The frame has one byte, which is no complete address.
     #[error("a SLIP frame of one byte has no room for its socket address")]
     NoAddress,
 }
@@ -79,11 +79,11 @@ pub struct Decoder {
 /// The frame that the next byte belongs to.
 #[derive(Clone, Copy, Debug)]
 enum Frame {
-    /// It may still turn out to be broken, and then nothing of it is passed on.
+    /// The frame is held until it is complete; if it is broken, nothing of it is passed on.
     Held,
-    /// It is too large to be held.
+    /// The frame is too large to be held.
     Streamed { address: u16, passed_on: usize },
-    /// It is broken.
+    /// The frame is broken.
     Skipped,
 }
 
@@ -138,7 +138,7 @@ impl Decoder {
         matches!(self.frame, Frame::Held) && self.held.is_empty() && !self.escaped
     }
 
-    /// How many more bytes can be held; no input is larger decoded than it was encoded.
+    /// The bytes that can still be held; no input is larger decoded than encoded.
     fn room(&self) -> usize {
         let limit = match self.frame {
             // One more than is passed on whole: only that one tells that the frame is larger.

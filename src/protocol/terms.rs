@@ -94,7 +94,7 @@ impl Rules {
     }
 }
 
-/// What the driver of an [`Endpoint`] has to do.
+/// An instruction for the driver of an [`Endpoint`].
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
     /// Send this text message.
@@ -108,7 +108,7 @@ pub enum Action {
     /// is a token, ask before whether it is valid and call [`Endpoint::authenticated`]; unless it
     /// is, there is nothing to register.
     Register {
-        /// What it wants to be.
+        /// The role to register it in.
         role: Role,
         /// `None` if none is demanded.
         token: Option<Token>,

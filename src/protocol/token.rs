@@ -27,7 +27,7 @@ impl fmt::Debug for Token {
     }
 }
 
-/// What is equal for two endpoints that belong together: SHA-256 over token and nonce, with a
+/// The key that two endpoints have in common: SHA-256 over token and nonce, with a
 /// domain separator, so that neither can be read from it or swapped with the other.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PairingKey([u8; 32]);

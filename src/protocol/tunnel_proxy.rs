@@ -13,7 +13,7 @@ use super::message::success_response;
 /// The addresses that a gateway's apps can have; 0 is the proxy, and 0xFFFF is never used.
 pub const APP_ADDRESSES: std::ops::RangeInclusive<u16> = 1..=0xFFFE;
 
-/// What a connection has registered as.
+/// The role of a registered connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Role {
     /// A server of the tunnel proxy: many apps attach to it.
@@ -40,7 +40,7 @@ pub const FRAME_OVERHEAD: usize = 128;
 /// The claims of an app about itself, unverified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct App {
-    /// Its own.
+    /// The UUID of the app.
     pub uuid: Uuid,
     /// As the app wrote it.
     pub name: String,

@@ -28,14 +28,14 @@ pub enum Side {
     Second,
 }
 
-/// What a tunnel did.
+/// The report about a tunnel.
 #[derive(Debug)]
 pub struct Report {
     /// From the first endpoint to the second one.
     pub forth: Traffic,
     /// From the second endpoint to the first one.
     pub back: Traffic,
-    /// Who ended it; `None` if the node did.
+    /// The side that ended it; `None` if the node did.
     pub ended_by: Option<Side>,
     /// Why it ended.
     pub reason: Close,
@@ -44,7 +44,7 @@ pub struct Report {
 /// A tunnel after the end of its data, with legs that are still to be closed.
 pub struct Ended {
     cause: Cause,
-    /// Who finished its direction first, if the tunnel went on after that.
+    /// The side that finished its direction first, if the tunnel continued after that.
     finished_first: Option<Side>,
     forth: Pump,
     back: Pump,
@@ -267,7 +267,7 @@ async fn close_ended(leg: &mut dyn Leg, end: End, patience: Duration) {
 /// Sends a close (or flushes the answer to one), waits for the end of the input, and ends the
 /// connection; all within `patience`.
 ///
-/// It waits because to close a connection with unread data resets it, and a reset destroys what
+/// It waits because closing a connection with unread data resets it, and a reset destroys data that
 /// the endpoint has not read yet.
 pub async fn close_leg(leg: &mut dyn Leg, close: Option<Close>, patience: Duration) {
     let mut said = close.is_none();

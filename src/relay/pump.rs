@@ -28,7 +28,7 @@ pub(super) enum Stop {
     Goodbye,
 }
 
-/// What becomes of a direction.
+/// The state of a direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Course {
     #[default]
@@ -60,7 +60,7 @@ pub(super) struct Pump {
     accepted: u64,
 }
 
-/// What a direction has moved is not what it has accepted.
+/// A direction has moved other data than it has accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Breach {
     accepted: u64,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::protocol::Close;
 
-/// How long an endpoint may be silent or stuck.
+/// How long an endpoint may be silent or stalled.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
     /// An endpoint silent for this long is pinged, up to a quarter earlier; after an answered ping,
@@ -20,7 +20,7 @@ pub struct Patience {
 
 /// Pings that may stay unanswered.
 const MISSED_PONGS: u32 = 2;
-/// How long a sign of life that is overdue may still take to be read.
+/// The extra time to read an overdue sign of life.
 const LAST_LOOK: Duration = Duration::from_millis(100);
 /// Ticks of all endpoints fall on multiples of this, so that one awakening of the node serves those
 /// that are due, and not each its own: with many idle endpoints, most of their cost.
@@ -34,7 +34,7 @@ static LAST_BEAT: AtomicU64 = AtomicU64::new(0);
 /// other end of the tunnel: the two keep in step from then on.
 const EARLY: u64 = 4;
 
-/// What is known of one endpoint's liveliness.
+/// The liveness of one endpoint.
 #[derive(Debug)]
 pub(super) struct Keepalive {
     patience: Patience,

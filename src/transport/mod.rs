@@ -1,4 +1,4 @@
-//! How endpoints are reached: a [`Transport`] turns an accepted connection into a [`Leg`], and
+//! Connections of endpoints: a [`Transport`] turns an accepted connection into a [`Leg`], and
 //! nothing above it knows which kind of transport that was.
 //!
 //! Here are the two traits. `wire` moves bytes, with TLS or without; [`websocket`] makes frames of
@@ -255,12 +255,12 @@ pub enum AcceptError {
     /// The connection broke, or ended, before it was ready.
     #[error("the connection ended before it was ready")]
     Io(#[source] io::Error),
-    /// It was no WebSocket upgrade; the client got this HTTP status.
+    /// The request was not a WebSocket upgrade; the client got this HTTP status.
     #[error("the request is not a WebSocket upgrade (answered {status}): {why}")]
     NoUpgrade {
         /// The HTTP status of the answer.
         status: u16,
-        /// What was wrong with the request.
+        /// The fault in the request.
         why: &'static str,
     },
     /// A limit was reached, and the client has been refused.

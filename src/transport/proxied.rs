@@ -13,7 +13,7 @@ use super::websocket::forwarded::client_address;
 use super::{AcceptError, ClientAddr};
 use crate::config::Proxies;
 
-/// What is looked at in one go; no more than the header is taken out of the connection.
+/// The bytes peeked at once; no more than the header is taken out of the connection.
 const PIECE: usize = 512;
 
 /// Whether this peer must name the client of each connection by the PROXY protocol.

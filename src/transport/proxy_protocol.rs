@@ -25,12 +25,12 @@ const IPV6_BLOCK: usize = 2 * 16 + 2 * 2;
 const UNIX_BLOCK: usize = 2 * 108;
 const TYPE_CRC32C: u8 = 0x03;
 
-/// What is known of a header so far.
+/// The result of parsing a header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Header {
-    /// So far it is right, but it is not all there. It never needs more than 4 KiB.
+    /// The header is valid so far, but not complete. It never needs more than 4 KiB.
     Incomplete,
-    /// It is all there.
+    /// The header is complete.
     Complete {
         /// The client. `None` if the load balancer speaks for itself (a health check) or does not
         /// know: then the connection's own peer is the client.
@@ -43,7 +43,7 @@ pub enum Header {
 /// Why this is no header; more data will not make it one. The connection is to be closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum HeaderError {
-    /// It begins like neither version.
+    /// The data begins like neither version.
     #[error(
         "the connection does not begin with a PROXY protocol header; let the load balancer send \
          one (HAProxy: send-proxy-v2) or do not expect one here"

@@ -25,9 +25,9 @@ pub enum TlsError {
     Unreadable {
         /// "a certificate" or "a private key".
         what: &'static str,
-        /// Where it should be.
+        /// The path of the file.
         file: PathBuf,
-        /// What the system or the parser says.
+        /// The error of the system or the parser.
         #[source]
         source: pem::Error,
     },
@@ -50,7 +50,7 @@ pub enum TlsError {
     UnusableKey {
         /// The file with the key.
         file: PathBuf,
-        /// What rustls says.
+        /// The error of rustls.
         #[source]
         source: rustls::Error,
     },

@@ -40,7 +40,7 @@ pub(super) struct StreamLeg<W> {
     answer_by: Option<Instant>,
 }
 
-/// What becomes of the direction to the other end.
+/// The state of the direction to the other end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sending {
     Open,
@@ -104,7 +104,7 @@ impl<W: Wire> StreamLeg<W> {
         }
     }
 
-    /// What there is to do at this time, and when there is more.
+    /// Does the work that is due at this time, and returns when more is due.
     fn tick(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<Option<Instant>, End> {
         // As the input has ended, a leg without data to write would not notice a loss.
         if self.heard_end && self.wire.is_gone(cx) {

@@ -34,7 +34,7 @@ impl IdleFrames {
     }
 }
 
-/// What is special about the input of a client before it has a tunnel.
+/// The state of a client's input before it has a tunnel.
 #[derive(Debug)]
 pub(super) struct Prelude {
     /// Counted until there is a tunnel.

@@ -27,7 +27,7 @@ use crate::turn::{Turn, yield_turn};
 const FIRST_MESSAGE_LIMIT: u64 = 64 * 1024;
 /// Frames without data that are handled in one go.
 const CONTROL_FRAMES: u32 = 16;
-/// What a pong counts for, which may be a write of its own, in bytes.
+/// The cost of a pong, which may be a separate write, in bytes.
 const PONG: usize = 12 * 1024;
 /// How long the beginning of a code point from a stream of bytes waits for its rest. Longer than a
 /// network delays parts of a message, and too short to be noticed if they are not text and the

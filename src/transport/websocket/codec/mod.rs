@@ -23,7 +23,7 @@ pub(super) use self::writer::{Writer, control_frame};
 /// The largest payload of a control frame (RFC 6455, section 5.5).
 pub(super) const MAX_CONTROL: usize = 125;
 
-/// What a client has sent.
+/// An event from a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Event {
     /// A message, or a piece of one.
@@ -34,11 +34,11 @@ pub(super) enum Event {
     Ping(Bytes),
     /// An answer to a ping.
     Pong,
-    /// Its goodbye, with a code if it says one.
+    /// A close, with its code if it has one.
     Close(Option<u16>),
 }
 
-/// What a client must not do.
+/// A violation of the protocol by a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub(super) enum Violation {
     /// A frame is not as the RFC has it.
@@ -52,7 +52,7 @@ pub(super) enum Violation {
     NotText,
 }
 
-/// What a frame is for (RFC 6455, section 5.2).
+/// The opcode of a frame (RFC 6455, section 5.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Opcode {
     /// More of the message before.

@@ -34,7 +34,7 @@ struct Frame {
 #[derive(Debug)]
 struct Message {
     kind: Kind,
-    /// What all its frames have, as far as their headers have been read.
+    /// The payload of all its frames with a header that has been read.
     length: u64,
     text: Utf8,
 }

@@ -2,7 +2,7 @@
 
 use simdutf8::compat::from_utf8;
 
-/// What is known of the text so far.
+/// The state of the text so far.
 #[derive(Debug, Default)]
 pub(super) struct Utf8 {
     /// The bytes of a code point that is not complete.
