@@ -29,7 +29,7 @@ pub(super) struct Asked {
     lifecycle: Lifecycle,
 }
 
-/// What has arrived of the answer.
+/// The answer, as far as it has arrived.
 enum Answer {
     Nothing(ResponseFuture),
     Head(Incoming),
@@ -129,7 +129,7 @@ async fn end_of(answer: Answer) {
     }
 }
 
-/// What follows the head of a response.
+/// The messages after the head of a response.
 fn messages_of(response: Response<RecvStream>) -> Result<Incoming, CallError> {
     match Status::from_header_map(response.headers()) {
         Some(status) if status.code() != Code::Ok => Err(status.into()),

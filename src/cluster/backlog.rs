@@ -17,7 +17,7 @@ const BLOCK: usize = 64 * 1024;
 #[derive(Default)]
 pub(super) struct Backlog {
     blocks: VecDeque<Bytes>,
-    /// What follows the blocks, and may get more.
+    /// The data after the blocks, to which more is appended.
     last: BytesMut,
 }
 

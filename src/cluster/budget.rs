@@ -1,4 +1,4 @@
-//! What all bridged tunnels of a node may keep in memory: a sum that they share in equal parts, so
+//! The memory for all bridged tunnels of a node: a sum that they share in equal parts, so
 //! that many stalled ones cost no more than few.
 //!
 //! A window of HTTP/2 is a promise to take so many bytes, whatever else there is to do. So the
@@ -20,7 +20,7 @@ const MOST: u32 = 4 << 20;
 /// The sum, and what shares it.
 pub struct Budget {
     bytes: usize,
-    /// What each tunnel may keep in either direction.
+    /// The bytes that each tunnel may buffer in each direction.
     share: AtomicU32,
     state: Mutex<State>,
 }
@@ -49,13 +49,13 @@ impl Budget {
         budget
     }
 
-    /// One more tunnel.
+    /// Adds a tunnel, and returns its share.
     pub(super) fn tunnel(self: &Arc<Self>) -> Share {
         self.change(|tunnels| tunnels.saturating_add(1));
         Share(Arc::clone(self))
     }
 
-    /// What each tunnel may keep in either direction, in bytes.
+    /// The bytes that each tunnel may buffer in each direction.
     pub(super) fn share(&self) -> u32 {
         self.share.load(Ordering::Relaxed)
     }
@@ -94,7 +94,7 @@ impl Budget {
 }
 
 impl Share {
-    /// What this tunnel may keep in either direction now, in bytes.
+    /// The bytes that this tunnel may buffer in each direction now.
     pub(super) fn bytes(&self) -> usize {
         self.0.share() as usize
     }
@@ -106,7 +106,7 @@ impl Drop for Share {
     }
 }
 
-/// What each of so many tunnels may keep in either direction: a power of two.
+/// The share of each of so many tunnels in each direction: a power of two.
 fn share_of(bytes: usize, tunnels: usize) -> u32 {
     let fair = u32::try_from(bytes / 2 / tunnels.max(1)).unwrap_or(MOST).clamp(LEAST, MOST);
     1 << fair.ilog2()

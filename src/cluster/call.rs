@@ -25,19 +25,19 @@ pub(super) type SendStream = h2::SendStream<Pieces>;
 const PREFIX: usize = 5;
 /// The largest message that is read, in bytes: a piece of a tunnel's data and what is around it.
 const MAX_MESSAGE: usize = 128 * 1024;
-/// What may wait in one call until the other node takes it, in bytes.
+/// The most bytes that wait in one call for the other node.
 pub(super) const SEND_BUFFER: usize = 128 * 1024;
 /// Payload of fewer bytes is copied after the head of its message.
 const SMALL: usize = 4 * 1024;
-/// So much is sent at once: it fills a frame of HTTP/2.
+/// The bytes sent at once: they fill a frame of HTTP/2.
 const FULL: usize = 64 * 1024;
 /// The window of the other node is extended each time so many bytes have been taken.
 const RELEASE: usize = 32 * 1024;
 
-/// What was taken is released in any case when there is nothing more to take: more than half of the
+/// Data taken is released in any case when there is no more data: more than half of the
 /// smallest window must never stay unreleased, or nothing more would arrive.
 const RELEASE_IDLE: usize = 8 * 1024;
-/// So many frames may wait in HTTP/2 before small ones are put together.
+/// The number of frames that may wait in HTTP/2 before small ones are combined.
 const UNSENT_FRAMES: usize = 16;
 
 /// Why a call has ended before its time.
@@ -49,7 +49,7 @@ pub enum CallError {
     /// The stream or its connection is gone.
     #[error("the stream of the call has ended")]
     Stream(#[from] h2::Error),
-    /// What came is no gRPC.
+    /// The received data is not gRPC.
     #[error("malformed message: {0}")]
     Malformed(&'static str),
 }
@@ -67,15 +67,15 @@ pub(super) enum Role {
     Called,
 }
 
-/// What this node says in a call. Messages wait until [`Outgoing::flush`], or until they fill a
+/// The messages of this node in a call. They wait until [`Outgoing::flush`], or until they fill a
 /// frame of HTTP/2.
 pub(super) struct Outgoing {
     stream: SendStream,
     role: Role,
-    /// What waits; `head` is the end of it.
+    /// Pending data; `head` is the end of it.
     waiting: Pieces,
     head: Vec<u8>,
-    /// So many bytes may be handed to the stream without asking.
+    /// The bytes that may be handed to the stream before its capacity is read again.
     room: usize,
     closed: bool,
     /// Frames in the hands of HTTP/2.
@@ -207,7 +207,7 @@ impl Drop for Outgoing {
     }
 }
 
-/// What the other node says in a call.
+/// The messages of the other node in a call.
 pub(super) struct Incoming {
     stream: RecvStream,
     backlog: Backlog,
@@ -308,7 +308,7 @@ impl Incoming {
 /// Finds messages in received data: slices a message out of one piece, or collects it from several.
 #[derive(Default)]
 struct Messages {
-    /// What has come and was not looked at. More may come once it is empty.
+    /// Received data that was not parsed. It is refilled once it is empty.
     data: Bytes,
     /// That is not a small part of a large block.
     is_settled: bool,

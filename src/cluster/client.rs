@@ -32,7 +32,7 @@ use crate::observability::trace::Bridging;
 use crate::protocol::Profile;
 use crate::rendezvous::{RemoteNode, Secret};
 
-/// How long another node may take to ask an endpoint for a sign of life.
+/// The time for another node to probe an endpoint.
 const PROBE_TIME: Duration = Duration::from_millis(4500);
 /// A call that is not answered for so long has its connection checked, and is looked at again each
 /// time so long. Short enough that another connection can be tried within a [`STEP`].

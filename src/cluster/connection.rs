@@ -25,7 +25,7 @@ const RESET_STREAMS: usize = MAX_STREAMS as usize;
 /// counts until it is taken. The windows of the streams bound them already.
 const SHORT_FRAMES: usize = usize::MAX;
 
-/// What sends requests to the other node.
+/// The handle that sends requests to the other node.
 pub(super) type Requests = client::SendRequest<Pieces>;
 /// A request of the other node, and what answers it.
 pub(super) type Request = (http::Request<RecvStream>, server::SendResponse<Pieces>);
@@ -140,7 +140,7 @@ impl Accepted {
     }
 }
 
-/// What both ends of a connection do besides carrying data.
+/// The tasks of both ends of a connection besides data: pings and windows.
 struct Carried {
     watch: Watch,
     watched: Watched,

@@ -1,4 +1,4 @@
-//! What is recorded when a connection between two nodes fails: a line, and a metric.
+//! Records the failure of a connection between two nodes: a log line, and a metric.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -18,7 +18,7 @@ pub(super) enum Failure {
     Http(h2::Error),
 }
 
-/// How much a failure matters.
+/// The severity of a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     /// The other node has closed the connection as it should.
@@ -64,9 +64,9 @@ impl Kind {
 /// A connection, as far as its end is concerned.
 #[derive(Clone)]
 pub(super) struct Watched {
-    /// What the other node calls itself, once it has said so.
+    /// The name of the other node, once it is known.
     pub(super) name: Arc<OnceLock<String>>,
-    /// Where it is.
+    /// The address of the other node.
     pub(super) address: String,
     /// Tunnels on the connection.
     pub(super) tunnels: Arc<AtomicUsize>,

@@ -26,7 +26,7 @@ use crate::transport::{End, Leg};
 /// An event of a call: a frame, its end, or why it ended early.
 type Received = Result<Option<Frame>, CallError>;
 
-/// How a node answers a bridge.
+/// The means to accept or refuse a call.
 pub struct Answer {
     pub(super) leg: BridgeLeg,
     pub(super) this: ThisNode,
@@ -59,7 +59,7 @@ impl Answer {
 pub(super) struct BridgeLeg {
     outgoing: Outgoing,
     incoming: Option<Incoming>,
-    /// How long the other node may take nothing, and how long its last data may take.
+    /// How long the other node may read nothing, and how long the last data may take.
     stalled: Duration,
     blocked: Option<Instant>,
     /// Rings when `blocked` may have lasted for too long.
@@ -79,7 +79,7 @@ pub(super) struct Counted {
     pub(super) _guard: CountGuard,
     /// Not before the call is answered, if another node has begun it.
     pub(super) gauge: Option<StreamGauge>,
-    /// What it may keep in memory.
+    /// The memory for its buffers.
     pub(super) share: Share,
 }
 

@@ -47,7 +47,7 @@ struct Seen {
 }
 
 impl Misdirections {
-    /// Nothing has been seen on the node with this id.
+    /// Creates it for the node with this id.
     pub fn new(here: NodeId, journal: Arc<Journal>) -> Arc<Self> {
         Arc::new(Self { here, journal, cases: Mutex::default() })
     }
@@ -84,7 +84,7 @@ impl Misdirections {
         }
     }
 
-    /// What is wrong with the address of the node with this id, if that is known.
+    /// The fault in the address of the node with this id, if one is known.
     pub fn of(&self, node: &str) -> Option<String> {
         let cases = self.lock();
         let mut seen = cases.iter().filter(|(case, _)| case.meant.as_str() == node);

@@ -60,9 +60,9 @@ const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 const FRAME_SIZE: u32 = 72 * 1024;
 /// Tunnels on one connection between two nodes.
 const MAX_STREAMS: u32 = 10_000;
-/// How often a connection between nodes is asked for a sign of life.
+/// The interval of pings that check a connection between nodes.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
-/// How often the round trip to another node is measured.
+/// The interval of pings that measure the round trip to another node.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// The longest name of a node that is believed.
 const MAX_NODE_NAME: usize = 256;
@@ -75,7 +75,7 @@ const TUNNEL: &str = "/nymea.remoteproxy.bridge.v1.Bridge/Tunnel";
 const PROBE: &str = "/nymea.remoteproxy.bridge.v1.Bridge/Probe";
 const QUERY: &str = "/nymea.remoteproxy.bridge.v1.Bridge/Query";
 const PING: &str = "/nymea.remoteproxy.bridge.v1.Bridge/Ping";
-/// How long each step of a bridge's set-up may take.
+/// The time for each step of setting up a bridge call.
 const STEP: Duration = Duration::from_secs(3);
 
 /// A tunnel's end on another node.
@@ -97,23 +97,23 @@ pub trait Attach: Send + Sync + 'static {
     /// Whether the endpoint of this registration lives, if the secret is right.
     fn probe(self: Arc<Self>, registration: OfferId, secret: Secret) -> BoxFuture<'static, Life>;
 
-    /// What is known of an offer or a registration of this node.
+    /// Returns the state of an offer or a registration of this node.
     fn query(&self, id: OfferId) -> OfferState;
 }
 
 /// This node, as it introduces itself to the others.
 #[derive(Clone, Debug)]
 pub struct ThisNode {
-    /// Its name.
+    /// The name of the node.
     pub name: Arc<str>,
-    /// Its id, as in its lease.
+    /// The id of the node, as in its lease.
     pub id: NodeId,
 }
 
 /// An app that is to be attached to a gateway of another node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AppCall {
-    /// Its registration, and the tunnel.
+    /// The id of its registration, which is also the id of the tunnel.
     pub id: OfferId,
     /// The IP address of the app, as its own node sees it.
     pub peer_address: String,
@@ -129,6 +129,6 @@ pub struct Incoming {
     pub node: String,
     /// The call in the trace of the tunnel.
     pub attaching: Attaching,
-    /// How to say yes or no.
+    /// The means to accept or refuse it.
     pub answer: Answer,
 }

@@ -31,13 +31,13 @@ use crate::rendezvous::RemoteNode;
 const CONNECTIONS: usize = 4;
 /// A node that no tunnel leads to is forgotten after this time.
 const FORGET_AFTER: Duration = Duration::from_mins(5);
-/// How long it may take to open a connection.
+/// The time to open a connection.
 const DIAL: Duration = Duration::from_millis(2500);
-/// How long a call waits for a connection of its own although others are open.
+/// How long a call waits for a new connection although others are open.
 const SPREAD: Duration = Duration::from_millis(100);
 /// The pause after the first failure to open a connection, doubled by each further one.
 const PAUSE: Duration = Duration::from_secs(1);
-/// So often it is doubled at most: half a minute.
+/// The most times that it is doubled: half a minute.
 const DOUBLINGS: u32 = 5;
 
 /// Why there is no connection to a node. All calls that wait for one get the same.
@@ -67,7 +67,7 @@ impl From<h2::Error> for ConnectError {
 pub(super) struct Peer {
     authority: Authority,
     tls: Option<BridgeTls>,
-    /// What it calls itself, once it has said so.
+    /// The name of the node, once it is known.
     name: Arc<OnceLock<String>>,
     slots: Mutex<Slots>,
     /// Rings when a dial has ended.
@@ -101,7 +101,7 @@ struct Slot {
     not_before: Option<Instant>,
 }
 
-/// What a call uses.
+/// The connection chosen for a call.
 pub(super) struct Chosen {
     pub(super) requests: Requests,
     pub(super) health: Arc<Health>,
@@ -109,7 +109,7 @@ pub(super) struct Chosen {
     pub(super) guard: CountGuard,
 }
 
-/// What there is for a call.
+/// The connections available to a call.
 struct Offered {
     best: Option<Opened>,
     /// A dial is under way that is worth waiting for.
@@ -135,7 +135,7 @@ impl Drop for CountGuard {
 }
 
 impl Peer {
-    /// Nothing is connected yet.
+    /// Creates it without connections.
     pub(super) fn new(
         authority: Authority,
         tls: Option<BridgeTls>,
@@ -158,7 +158,7 @@ impl Peer {
         }
     }
 
-    /// As in a URI.
+    /// The authority for URIs.
     pub(super) fn authority(&self) -> &Authority {
         &self.authority
     }
@@ -167,7 +167,7 @@ impl Peer {
         self.known_name().unwrap_or("unknown")
     }
 
-    /// What it calls itself, once it has said so.
+    /// The name of the node, once it is known.
     pub(super) fn known_name(&self) -> Option<&str> {
         self.name.get().map(String::as_str)
     }
@@ -243,7 +243,7 @@ impl Peer {
         self.streams() == 0 && last_used.elapsed() > FORGET_AFTER
     }
 
-    /// What there is for a call that began after so many failures. Begins to dial if another
+    /// The connections for a call that began after so many failures. Begins to dial if another
     /// connection is needed.
     fn offer(self: &Arc<Self>, failures: u64) -> Offered {
         let mut all = self.slots();

@@ -14,7 +14,7 @@ use futures_util::task::AtomicWaker;
 pub(super) struct Pieces {
     parts: VecDeque<Bytes>,
     bytes: usize,
-    /// Where they are counted as long as they live.
+    /// Counts this frame as unsent while it exists.
     unsent: Option<Unsent>,
 }
 
@@ -25,7 +25,7 @@ pub(super) struct Unsent(Arc<Frames>);
 #[derive(Debug, Default)]
 struct Frames {
     count: AtomicUsize,
-    /// Who waits until there are fewer.
+    /// The task that waits until there are fewer.
     waiting: AtomicWaker,
 }
 

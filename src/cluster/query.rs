@@ -19,7 +19,7 @@ use super::{Attach, QUERY};
 use crate::ids::{NodeId, OfferId};
 use crate::rendezvous::{Neighbours, OfferState, RemoteNode, Report};
 
-/// How long a query may take. Without an answer nothing is known, and it is sent again.
+/// The time for a query. Without an answer nothing is known, and it is sent again.
 const QUERY_TIME: Duration = Duration::from_secs(2);
 
 impl Neighbours for Peers {
@@ -58,7 +58,7 @@ fn read_state(state: State) -> Report {
     }
 }
 
-/// What is known of a node that has not answered.
+/// The report about a node that has not answered.
 fn report_of(error: &BridgeError) -> Report {
     match error {
         BridgeError::Unreachable(ConnectError::Stream(error))

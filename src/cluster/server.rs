@@ -46,19 +46,19 @@ const STRANGERS: usize = 256;
 /// The same of one address.
 const STRANGERS_PER_NETWORK: usize = 128;
 
-/// What the bridge's server needs.
+/// The dependencies of the bridge's server.
 pub struct BridgeService {
-    /// Who has the endpoints.
+    /// The sessions of this node.
     pub attach: Arc<dyn Attach>,
     /// This node.
     pub node: ThisNode,
-    /// What is counted.
+    /// The metrics of this node.
     pub metrics: Arc<Metrics>,
-    /// How long a node may leave data untaken.
+    /// How long a node may leave data unread.
     pub stalled: Duration,
     /// The node's life.
     pub lifecycle: Lifecycle,
-    /// What all bridged tunnels may keep in memory.
+    /// The memory for all bridged tunnels.
     pub budget: Arc<Budget>,
     /// Calls that mean another node.
     pub misdirections: Arc<Misdirections>,

@@ -29,7 +29,7 @@ type Tls = TlsStream<BufReader<TcpStream>>;
 /// Why the bridge cannot be secured.
 #[derive(Debug, Error)]
 pub enum BridgeTlsError {
-    /// One of the files.
+    /// A certificate, key or CA file cannot be used.
     #[error(transparent)]
     File(#[from] TlsError),
     /// rustls does not like what is in them.
@@ -40,7 +40,7 @@ pub enum BridgeTlsError {
     Ca {
         /// The file.
         file: String,
-        /// What is wrong with it.
+        /// The reason.
         why: String,
     },
 }

@@ -16,9 +16,9 @@ use tokio::time::{Instant, Sleep, sleep};
 use super::KEEPALIVE_INTERVAL;
 use super::tls::Heard;
 
-/// How often is looked for a sign of life that was asked for.
+/// The interval of checks for a requested sign of life.
 const LOOK: Duration = Duration::from_secs(1);
-/// So many looks in a row without a sign of life end a connection with all its tunnels. No fewer
+/// So many checks in a row without a sign of life end a connection with all its tunnels. No fewer
 /// than the seconds of a node's lease: a node that is frozen for a shorter time is not taken for
 /// dead by the rendezvous, and must not be by its peers. Looks are counted, not time: a node that
 /// was frozen itself has missed signs of life, and looks again before it gives up.
@@ -29,16 +29,16 @@ pub(super) const WINDOW: u32 = 256 << 10;
 /// one keeps in the memory of a node. As h2 says that there is room again when a third of it has been taken, no less than 2 MiB
 /// are always under way, which is 100 MiB/s at a round trip of 20 ms.
 pub(super) const MAX_WINDOW: u32 = 3 << 20;
-/// What a tunnel should be able to move per second whatever the round trip, up to [`MAX_WINDOW`].
+/// The bytes per second that a tunnel should reach at any round trip, up to [`MAX_WINDOW`].
 const SPEED: u64 = 100 << 20;
-/// So many round trips in a row must be long before the windows grow: one may be long because a node
+/// The number of long round trips in a row before the windows grow: one may be long because a node
 /// is busy.
 const ROUND_TRIPS: usize = 3;
 
-/// What is known of a connection by all that use it.
+/// The state of a connection, shared by all its users.
 #[derive(Debug, Default)]
 pub(super) struct Health {
-    /// It was asked for a sign of life, and none has arrived for a while.
+    /// A sign of life was requested, and none has arrived for a while.
     suspect: AtomicBool,
     /// A sign of life is wanted now.
     wanted: AtomicBool,
@@ -100,7 +100,7 @@ impl Health {
     }
 }
 
-/// What a [`Watch`] has seen.
+/// The result of a [`Watch`].
 pub(super) enum Seen {
     /// The round trip is so long that tunnels need windows of so many bytes.
     Far(u32),
@@ -187,11 +187,11 @@ impl Drop for Watch {
     }
 }
 
-/// How far away the other node is.
+/// The distance to the other node.
 struct Distance {
     /// The last [`ROUND_TRIPS`].
     round_trips: VecDeque<Duration>,
-    /// What the windows of tunnels should be.
+    /// The size for windows of tunnels.
     window: u32,
 }
 

@@ -20,10 +20,10 @@ use crate::transport::End;
 /// Why a node does not give an endpoint away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum Refusal {
-    /// It waits here no more.
+    /// The endpoint does not wait here any more.
     #[error("the endpoint has left its node")]
     Gone,
-    /// It has another partner.
+    /// The endpoint has another partner.
     #[error("the endpoint has another partner")]
     Taken,
     /// The secret is wrong.
@@ -54,10 +54,10 @@ impl Refusal {
     }
 }
 
-/// What is known of a registered endpoint after it was queried.
+/// The state of a registered endpoint after a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Life {
-    /// It has given a sign of life.
+    /// The endpoint has given a sign of life.
     Alive,
     /// A fact: its connection is over, or the node has no such registration.
     Ended,
@@ -66,7 +66,7 @@ pub enum Life {
 }
 
 impl Life {
-    /// One lower-case word.
+    /// The state as one lower-case word.
     pub const fn label(self) -> &'static str {
         match self {
             Self::Alive => "alive",
@@ -102,7 +102,7 @@ pub(super) fn attach(
     }))
 }
 
-/// What an attach asks for; refused if it does not make sense.
+/// The request of an attach; refused if it is malformed.
 pub(super) fn read_attach(attach: &proto::Attach) -> Result<Asked, Refusal> {
     if attach.version != VERSION {
         return Err(Refusal::Version(VERSION));
@@ -120,7 +120,7 @@ pub(super) fn read_attach(attach: &proto::Attach) -> Result<Asked, Refusal> {
     Ok(Asked { offer, secret, profile, app })
 }
 
-/// What an attach asks for.
+/// The request of an attach.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Asked {
     pub(super) offer: OfferId,
@@ -155,7 +155,7 @@ pub(super) fn probed_wrong_node(id: &NodeId) -> proto::ProbeReply {
     proto::ProbeReply { alive: true, life: ReplyLife::WrongNode.into(), node }
 }
 
-/// What a node says of a registered endpoint, unless it is the wrong node.
+/// The state of a registered endpoint from a reply, unless the wrong node answered.
 pub(super) fn read_life(reply: &proto::ProbeReply) -> Result<Life, Refusal> {
     Ok(match (ReplyLife::try_from(reply.life), reply.alive) {
         (Ok(ReplyLife::WrongNode), _) => return Err(Refusal::WrongNode),

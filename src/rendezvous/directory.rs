@@ -17,14 +17,14 @@ use crate::ids::OfferId;
 /// The role that a UUID is registered in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// Apps attach to it.
+    /// A gateway, to which apps attach.
     Gateway,
-    /// It is attached to a gateway.
+    /// An app, attached to a gateway.
     App,
 }
 
 impl Role {
-    /// One lower-case word.
+    /// The role as one lower-case word.
     pub const fn label(self) -> &'static str {
         match self {
             Self::Gateway => "gateway",
@@ -36,9 +36,9 @@ impl Role {
 /// An endpoint's request to be registered under a UUID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Registration {
-    /// What it shows.
+    /// The UUID to register.
     pub uuid: Uuid,
-    /// As what.
+    /// The role to register it in.
     pub role: Role,
     /// New for each registration.
     pub id: OfferId,
@@ -58,9 +58,9 @@ impl Registration {
 pub struct Holder {
     /// The id of its registration.
     pub id: OfferId,
-    /// As what it is registered.
+    /// The role that the UUID is registered in.
     pub role: Role,
-    /// Where it is, with the secret of its registration.
+    /// The node of the endpoint, with the secret of the registration.
     pub home: Home,
 }
 

@@ -1,4 +1,4 @@
-//! Where endpoints with the same key find each other: the [`Rendezvous`] trait and its rules.
+//! Pairs endpoints with the same key: the [`Rendezvous`] trait and its rules.
 //! [`MemoryRendezvous`] serves one node, [`redis::RedisRendezvous`] a cluster.
 //!
 //! An entry belongs to the offer that created it. It is *waiting* until a second offer claims it, and
@@ -30,7 +30,7 @@ pub use neighbours::{Neighbours, OfferState, Report};
 /// An endpoint's request to be paired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Offer {
-    /// What both endpoints have in common.
+    /// The pairing key of both endpoints.
     pub key: PairingKey,
     /// New for each offer.
     pub id: OfferId,
@@ -71,9 +71,9 @@ pub enum Answer {
 /// An offer that waits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Waiting {
-    /// Its id.
+    /// The id of the offer.
     pub id: OfferId,
-    /// Where its endpoint is.
+    /// The node of the endpoint.
     pub home: Home,
 }
 
@@ -98,29 +98,29 @@ pub enum Home {
 pub struct RemoteNode {
     /// Which node it is, from which start to which end.
     pub id: NodeId,
-    /// Its bridge address, `host:port`.
+    /// The bridge address of the node, `host:port`.
     pub address: String,
 }
 
 /// A node of a cluster, as it describes itself in its lease.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeInfo {
-    /// Its id; new for each start.
+    /// The id of the node; new for each start.
     pub node: String,
-    /// Its name.
+    /// The name of the node.
     pub name: String,
-    /// Where other nodes reach its bridge, `host:port`.
+    /// The bridge address for other nodes, `host:port`.
     pub address: String,
-    /// The version of its program.
+    /// The version of the program.
     pub version: String,
     /// When it started (RFC 3339).
     pub started: String,
-    /// What it was doing when it last refreshed its lease.
+    /// The load of the node when it last refreshed its lease.
     #[serde(default)]
     pub load: Load,
 }
 
-/// What a node is doing.
+/// The load of a node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Load {
@@ -128,7 +128,7 @@ pub struct Load {
     pub connections: usize,
     /// Tunnels; bridged ones count on both nodes.
     pub tunnels: usize,
-    /// It sends new clients elsewhere.
+    /// Whether the node is draining.
     pub draining: bool,
 }
 

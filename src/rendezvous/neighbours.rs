@@ -8,7 +8,7 @@ use futures_util::future::BoxFuture;
 use super::RemoteNode;
 use crate::ids::OfferId;
 
-/// What a node knows of an offer or a registration of its own.
+/// The state of an offer or a registration on its own node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OfferState {
     /// It waits for a partner, or is registered.
@@ -19,7 +19,7 @@ pub enum OfferState {
     Gone,
 }
 
-/// What a query of another node resulted in.
+/// The result of a query to another node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Report {
     /// The node has answered.

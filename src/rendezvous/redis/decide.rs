@@ -23,14 +23,14 @@ const CLAIM_TIME: Duration = Duration::from_millis(1500);
 /// How long a node that cannot answer the query is asked again.
 const UNABLE_TIME: Duration = Duration::from_secs(2);
 
-/// What asking led to.
+/// The result of a query.
 enum Asked {
     Told(Told),
     /// Whether an offer is alive cannot be said yet.
     Unsure,
 }
 
-/// What must not hinder an offer any more.
+/// A stale entry, which must not block an offer.
 pub(super) enum Ghost {
     /// The entry of an offer on a dead node.
     OfDeadNode(OfferId, String),
@@ -40,9 +40,9 @@ pub(super) enum Ghost {
     Claim(String),
 }
 
-/// What blocks an offer.
+/// The obstacle that blocks an offer.
 enum Obstacle {
-    /// Nothing does any more.
+    /// None any more.
     Ghost(Ghost),
     /// Two living endpoints.
     Pair,
@@ -213,7 +213,7 @@ impl Core {
         })
     }
 
-    /// What has become of an offer of this node, as far as it must be known here.
+    /// The fate of an offer of this node, as far as it matters here.
     fn fate_here(&self, offer: &Offer, owner: OfferId) -> Fate {
         let local = self.local();
         if !local.has(owner) {

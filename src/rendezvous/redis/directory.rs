@@ -25,7 +25,7 @@ use crate::rendezvous::{
 /// get an answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What asking led to.
+/// The result of a query.
 enum Asked {
     Told(Possession),
     /// Whether a node is alive cannot be said yet.

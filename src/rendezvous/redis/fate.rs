@@ -25,7 +25,7 @@ const MAX_NODES: usize = 256;
 /// How much later than usual a lease may be refreshed.
 const LATE: Duration = Duration::from_millis(500);
 
-/// What has become of an offer.
+/// The fate of an offer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
     /// Its node is dead.
@@ -69,7 +69,7 @@ struct Node {
 }
 
 impl Neighbourhood {
-    /// From now on nodes can be queried.
+    /// Enables queries of other nodes from now on.
     pub(super) fn set(&self, neighbours: Arc<dyn Neighbours>) {
         self.neighbours.get_or_init(|| neighbours);
     }
@@ -110,7 +110,7 @@ impl Node {
 }
 
 impl Core {
-    /// What has become of an offer that made an entry of another node.
+    /// The fate of the offer of an entry of another node.
     pub(super) async fn fate(&self, owner: &Owner, address: &str) -> Result<Fate, Unanswered> {
         let node = self.neighbourhood.node(&owner.node);
         if let Some(fate) = node.remembered() {

@@ -20,14 +20,14 @@ use super::target::Connection;
 /// The ids by which servers know a connection. An id is never used again by the same process.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Trail {
-    /// By the addresses of the servers.
+    /// The ids of connections, by the addresses of the servers.
     clients: BTreeMap<String, i64>,
     /// Which processes gave these ids.
     servers: Identity,
 }
 
 impl Trail {
-    /// What the servers call this connection; nothing if they do not say.
+    /// The ids of this connection on the servers; none for a server that does not report it.
     pub(super) async fn of(
         connection: &mut Connection,
         servers: &Identity,

@@ -16,7 +16,7 @@ use super::{Core, backoff, errands, lookout};
 
 /// Between two attempts to refresh the lease when one has failed or there is doubt.
 const HURRY: Duration = Duration::from_millis(500);
-/// So many attempts in succession may go unanswered while other commands are answered.
+/// The most attempts in succession without an answer while other commands are answered.
 const MISSES: u32 = 2;
 
 /// See the module.

@@ -23,13 +23,13 @@ use crate::observability::{EventKind, Journal, Metrics, Occurrence, Telemetry};
 /// Whether Redis serves this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Health {
-    /// It does: the lease of the node can be refreshed.
+    /// The lease of the node can be refreshed.
     Up,
-    /// It does not answer, or refuses what the lease needs.
+    /// Redis does not answer, or refuses to refresh the lease.
     Away {
-        /// Since then.
+        /// When it was last up.
         since: Instant,
-        /// Why, in a few words that may be shown to strangers.
+        /// The reason, in a few words that may be shown to strangers.
         reason: Arc<str>,
     },
 }
@@ -53,7 +53,7 @@ pub enum Unanswered {
 pub(super) struct Reason {
     /// The code of the error, or its kind. Details may name users and keys.
     short: Arc<str>,
-    /// For those who read the log.
+    /// The reason for the log.
     full: String,
 }
 
@@ -93,7 +93,7 @@ impl Unanswered {
     }
 }
 
-/// What is known of the servers.
+/// The servers connected to so far.
 #[derive(Default)]
 struct History {
     /// The server over which the lease was written last.
@@ -114,7 +114,7 @@ pub(super) struct Link {
     wires: AtomicU64,
     /// An outage is logged once, however often connecting fails.
     told: AtomicBool,
-    /// Since when there has been no trouble at all.
+    /// When the last trouble ended.
     steady_since: Mutex<Instant>,
     /// A command was refused: the lease should be refreshed now.
     doubt: Notify,
@@ -125,7 +125,7 @@ pub(super) struct Link {
 struct Wire {
     number: u64,
     connection: Connection,
-    /// It has been given up.
+    /// The link is closed.
     over: CancellationToken,
 }
 

@@ -25,9 +25,9 @@ pub(super) struct Listing {
     /// The gateways that Redis has confirmed.
     gateways: BTreeMap<Uuid, OfferId>,
     errands: VecDeque<Errand>,
-    /// Those that are being run.
+    /// The errands that are being run.
     taken: Vec<Errand>,
-    /// Ends of registrations that there was no room for.
+    /// Removals that were dropped because the queue was full.
     dropped: u64,
 }
 

@@ -35,7 +35,7 @@ pub(super) struct Local {
     /// The keys with errands that are not being run; each once.
     queue: VecDeque<PairingKey>,
     errand_count: usize,
-    /// Releases that there was no room for.
+    /// Releases that were dropped because the queue was full.
     dropped: u64,
 }
 
@@ -74,7 +74,7 @@ pub(super) enum Errand {
     Stand,
 }
 
-/// As what an offer may have a place in an entry.
+/// The place that an offer may have in an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
     Owner,
@@ -90,7 +90,7 @@ pub(super) struct Tunnel {
     pub(super) claimer: Option<OfferId>,
 }
 
-/// What the node itself can say about an offer.
+/// The decision about an offer without Redis.
 pub(super) enum Alone {
     Answer(Answer),
     /// The offer waits; notified when an endpoint of this node has claimed it.
@@ -199,7 +199,7 @@ impl Local {
         })
     }
 
-    /// What is notified when Redis has lost the entry of this offer, if it waits.
+    /// The signal that Redis has lost the entry of this offer, if it waits.
     pub(super) fn lost(&mut self, offer: &Offer) -> Option<Arc<Notify>> {
         let entry = self.entries.get_mut(&offer.key).filter(|entry| entry.offer.id == offer.id)?;
         Some(signal(&mut entry.lost))

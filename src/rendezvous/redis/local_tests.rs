@@ -1,4 +1,4 @@
-//! What happens when answers of Redis come late, or after the node has decided by itself.
+//! Answers of Redis that arrive late, or after the node has decided by itself.
 
 use super::super::scripts::Owner;
 use super::*;

@@ -14,9 +14,9 @@ use super::keeper::{self, Opened};
 use super::server::Server;
 use super::target::{Connection, Target};
 
-/// So many looks apart, some of the listed nodes are checked.
+/// Some of the listed nodes are checked at every so many looks.
 const CHECK_EVERY: u32 = 10;
-/// So many of them at once.
+/// The number of nodes checked at a time.
 const CHECKED: usize = 32;
 
 /// Looks until the node ends.
@@ -44,7 +44,7 @@ struct Lookout {
     core: Arc<Core>,
     target: Arc<Target>,
     looks: u32,
-    /// Where to go on among the listed nodes.
+    /// The cursor among the listed nodes.
     cursor: u64,
     /// The policy that has been warned of.
     evicts_by: Option<String>,
@@ -71,7 +71,7 @@ impl Lookout {
         self.warn_of_dropped();
     }
 
-    /// For operators who look at the cluster; nothing depends on it, and it is done again soon.
+    /// Lists the node for operators. Nothing else depends on it, and it is repeated soon.
     async fn list(&self) {
         let core = &self.core;
         let facts = core.facts();

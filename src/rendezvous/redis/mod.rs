@@ -53,20 +53,20 @@ pub use self::target::SetupError;
 /// The longest pause between two questions.
 const MAX_PAUSE: Duration = Duration::from_secs(2);
 
-/// Who this node is to the others.
+/// The data about this node that other nodes read.
 #[derive(Clone)]
 pub struct NodeFacts {
-    /// Its id; new for each start.
+    /// The id of the node; new for each start.
     pub id: NodeId,
-    /// Its name.
+    /// The name of the node.
     pub name: String,
-    /// Where other nodes reach its bridge, `host:port`.
+    /// The bridge address for other nodes, `host:port`.
     pub bridge_address: String,
-    /// How long its endpoints wait at most.
+    /// The longest time that its endpoints wait.
     pub waiting: Duration,
-    /// What it is doing.
+    /// The source of its load.
     pub load: Option<LoadOf>,
-    /// Whom it tells of itself.
+    /// Its telemetry.
     pub telemetry: Option<Telemetry>,
 }
 
@@ -115,7 +115,7 @@ pub struct RedisRendezvous {
     tasks: TaskTracker,
 }
 
-/// What the offers and the keeper share.
+/// The state shared by the offers and the keeper.
 struct Core {
     node: NodeId,
     info: NodeInfo,
@@ -159,8 +159,8 @@ impl RedisRendezvous {
         Target::new(settings).map(|_| ())
     }
 
-    /// From now on the nodes of entries that are in the way are queried before an endpoint is
-    /// turned away. Has no effect the second time.
+    /// From now on, the node of an entry that is in the way is queried before an endpoint is
+    /// refused. Has no effect the second time.
     pub fn query_neighbours(&self, neighbours: Arc<dyn Neighbours>) {
         self.core.neighbourhood.set(neighbours);
     }

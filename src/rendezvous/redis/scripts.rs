@@ -37,7 +37,7 @@ pub(super) struct Lives {
     pub(super) lease: Duration,
 }
 
-/// What must not hinder an offer any more.
+/// Stale entries, which must not block an offer.
 #[derive(Default)]
 pub(super) struct Gone {
     /// An offer on a node without a lease, as it was in this epoch.
@@ -48,7 +48,7 @@ pub(super) struct Gone {
     pub(super) released: Vec<OfferId>,
 }
 
-/// What Redis answers to an offer.
+/// The answer of Redis to an offer.
 #[derive(Debug)]
 pub(super) enum Told {
     Wait,
@@ -56,7 +56,7 @@ pub(super) enum Told {
     Taken { owner: Owner, address: String, claimer: String, claimer_node: String },
 }
 
-/// What Redis answers about a UUID.
+/// The answer of Redis about a UUID.
 #[derive(Debug)]
 pub(super) enum Possession {
     /// The UUID is free, or registered for the querying endpoint.

@@ -20,11 +20,11 @@ use tokio::time::timeout;
 use super::sentinels::Sentinels;
 use crate::config;
 
-/// What is wrong with the settings for Redis. Never shows an address, as that may hold a password.
+/// An error in the settings for Redis. Never shows an address, as that may hold a password.
 #[derive(Debug, Error)]
 pub enum SetupError {
     /// No server, sentinel or cluster is given.
-    #[error("no Redis is given")]
+    #[error("no Redis server is configured")]
     Missing,
     /// A file cannot be read.
     #[error("{setting}: the file {} cannot be read", .file.display())]
@@ -33,7 +33,7 @@ pub enum SetupError {
         setting: &'static str,
         /// The file.
         file: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         #[source]
         source: io::Error,
     },
@@ -42,7 +42,7 @@ pub enum SetupError {
     Address {
         /// The setting that contains it.
         setting: &'static str,
-        /// What is wrong.
+        /// The reason.
         reason: &'static str,
     },
     /// Addresses or certificates that do not go together.
@@ -50,7 +50,7 @@ pub enum SetupError {
     Refused {
         /// The setting that contains it.
         setting: &'static str,
-        /// What the client says.
+        /// The error of the client.
         #[source]
         source: RedisError,
     },
@@ -72,7 +72,7 @@ pub(super) enum ConnectError {
 }
 
 impl ConnectError {
-    /// What Redis or its client says.
+    /// The error of Redis or its client.
     pub(super) fn redis(&self) -> Option<&RedisError> {
         match self {
             Self::Redis(error) => Some(error),
@@ -81,7 +81,7 @@ impl ConnectError {
     }
 }
 
-/// Where to connect to.
+/// The servers to connect to.
 pub(super) enum Target {
     Server(Client),
     Sentinels { sentinels: Sentinels, ca: Ca },
