@@ -1,8 +1,8 @@
-//! What an operator may change of the log while the node runs. The log itself is the program's.
+//! The changes that an operator may make to the log at run time. The program implements them.
 
 /// The log of this process.
 pub trait LogControl: Send + Sync {
-    /// What is logged, as in `info,nymea_remoteproxy=debug`.
+    /// The filter in force, as in `info,nymea_remoteproxy=debug`.
     fn filter(&self) -> String;
 
     /// Logs this from now on; an error says what is wrong with it, and nothing changes.

@@ -38,7 +38,7 @@ fn shown(peer: &str) -> String {
     Printable::name(peer).to_string()
 }
 
-/// How long the last metrics may take at the end.
+/// The time to export the last metrics at the end.
 const FLUSH: Duration = Duration::from_secs(3);
 
 /// The metrics of a node.
@@ -52,7 +52,7 @@ pub struct Metrics {
     pub(super) reported: Reported,
 }
 
-/// What the gauges that go up and down show.
+/// The levels that gauges show.
 #[derive(Default)]
 struct Levels {
     connections: Level,

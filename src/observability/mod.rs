@@ -49,9 +49,9 @@ pub struct Telemetry {
     pub tunnels: Arc<Tunnels>,
     /// The gateways that are registered, and their apps.
     pub gateways: Arc<Gateways>,
-    /// What happened lately.
+    /// The recent events.
     pub journal: Arc<Journal>,
-    /// What happens very often.
+    /// The events that are summed up.
     pub recurring: Arc<Recurring>,
 }
 

@@ -32,14 +32,14 @@ pub enum TelemetryError {
     Variable(&'static str, &'static str),
 }
 
-/// What exports, as far as anything is to be exported.
+/// The exporters, as far as an export is configured.
 pub(super) struct Exporters {
     pub(super) spans: Option<SpanExporting>,
     pub(super) metrics: Option<MetricExporter>,
     pub(super) resource: Resource,
 }
 
-/// How spans are exported.
+/// The export of spans.
 pub(super) struct SpanExporting {
     pub(super) exporter: SpanExporter,
     pub(super) sampling: Sampling,
@@ -160,16 +160,16 @@ fn resource(env: &dyn Fn(&str) -> Option<String>, node: &NodeId, name: &str) -> 
     resource.build()
 }
 
-/// Where one kind of data goes.
+/// The target of one kind of data.
 #[derive(Clone, Debug, PartialEq)]
 enum Signal {
-    /// Where the environment says; without a protocol here, also as it says.
+    /// The target of the environment; without a protocol here, also with its protocol.
     Environment(Option<OtlpProtocol>),
-    /// Where the settings say.
+    /// The target of the settings.
     Settings(OtlpProtocol, String),
 }
 
-/// What goes where.
+/// The targets of all data.
 #[derive(Debug, PartialEq)]
 struct Plan {
     traces: Option<(Signal, Sampling)>,

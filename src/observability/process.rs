@@ -1,4 +1,4 @@
-//! What the process costs its machine, by the names of the OpenTelemetry semantic conventions.
+//! Resources of the process, with the names of the OpenTelemetry semantic conventions.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use tokio::runtime::Handle;
 
 use super::Metrics;
 
-/// How often the runtime is looked at.
+/// The interval of measurements of the runtime.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Adds the process's own metrics.

@@ -33,13 +33,13 @@ const OTHER_REASONS: &str = "other reasons";
 /// One occurrence of an event that may happen very often.
 #[derive(Clone, Debug)]
 pub struct Occurrence {
-    /// What happened, as its log line says.
+    /// The event, as in its log line.
     pub what: &'static str,
     /// Why: one of few values, never a text that a client chooses.
     pub reason: Cow<'static, str>,
     /// Whether an operator should look.
     pub severity: Severity,
-    /// Where the journal keeps it.
+    /// The kind of its journal entry.
     pub kind: EventKind,
     /// The address that caused it, where that is known.
     pub from: Option<IpAddr>,

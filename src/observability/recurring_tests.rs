@@ -1,4 +1,4 @@
-//! What is logged at once, what is summed up, and that neither memory nor lines grow without end.
+//! Events logged at once, events summed up, and bounds for memory and lines.
 
 use std::io;
 use std::sync::Arc;

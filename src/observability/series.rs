@@ -7,28 +7,28 @@ use prometheus::proto::{Metric, MetricFamily, MetricType};
 /// One metric with its labels.
 #[derive(Clone, Debug)]
 pub struct Series {
-    /// As Prometheus calls it.
+    /// The name in Prometheus.
     pub name: String,
     labels: Vec<(String, String)>,
-    /// What it is now.
+    /// The present value.
     pub value: Value,
 }
 
-/// What a metric is.
+/// The value of a metric.
 #[derive(Clone, Debug)]
 pub enum Value {
     /// A number, that only grows or not.
     Number(f64),
-    /// How often something took how long.
+    /// A distribution of times.
     Histogram(Histogram),
 }
 
-/// How often something took how long.
+/// A distribution of times.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Histogram {
     /// The upper bounds of the buckets, in seconds, and how often it took no longer.
     pub buckets: Vec<(f64, u64)>,
-    /// How often it was measured.
+    /// The number of measurements.
     pub count: u64,
 }
 
@@ -95,7 +95,7 @@ impl Value {
 }
 
 impl Histogram {
-    /// What was measured since an earlier state of this one.
+    /// The measurements since an earlier state of this one.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
         let before = |bound: f64| {

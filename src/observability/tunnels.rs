@@ -13,12 +13,12 @@ use super::metrics::TunnelGauge;
 use crate::ids::{ClientAddr, ConnectionId, OfferId};
 use crate::protocol::{Close, Profile};
 
-/// Where a tunnel's endpoints are.
+/// The place of a tunnel's endpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// Both here.
     Local,
-    /// One here, one on another node.
+    /// One endpoint is on this node, one on another node.
     Bridged,
 }
 
@@ -26,7 +26,7 @@ impl Kind {
     /// All kinds.
     pub const ALL: [Self; 2] = [Self::Local, Self::Bridged];
 
-    /// One lower-case word.
+    /// The place as one lower-case word.
     pub const fn label(self) -> &'static str {
         match self {
             Self::Local => "local",
@@ -40,24 +40,24 @@ impl Kind {
 pub enum Endpoint {
     /// On this node.
     Here {
-        /// Its connection.
+        /// The connection of the endpoint.
         connection: ConnectionId,
         /// The address of the endpoint.
         client_addr: ClientAddr,
-        /// What it says of itself.
+        /// The claims of the endpoint about itself.
         profile: Profile,
     },
     /// On another node.
     There {
         /// That node's name, if it says so.
         node: String,
-        /// What the endpoint says of itself.
+        /// The claims of the endpoint about itself.
         profile: Profile,
     },
 }
 
 impl Endpoint {
-    /// What it says of itself.
+    /// The claims of the endpoint about itself.
     pub fn profile(&self) -> &Profile {
         match self {
             Self::Here { profile, .. } | Self::There { profile, .. } => profile,
@@ -65,12 +65,12 @@ impl Endpoint {
     }
 }
 
-/// What is known of a tunnel when it begins.
+/// The data about a tunnel that is known at its beginning.
 #[derive(Clone, Debug)]
 pub struct TunnelFacts {
-    /// Its id, the same on both nodes.
+    /// The id of the tunnel, the same on both nodes.
     pub id: OfferId,
-    /// Where its endpoints are.
+    /// The place of its endpoints.
     pub kind: Kind,
     /// The endpoint that waited.
     pub first: Endpoint,
@@ -91,7 +91,7 @@ impl TunnelFacts {
     }
 }
 
-/// What went through a tunnel so far. Written by the tunnel's task alone.
+/// The traffic of a tunnel so far. Written by the tunnel's task only.
 #[derive(Debug, Default)]
 pub struct Meter {
     bytes: [AtomicU64; 2],
@@ -116,7 +116,7 @@ impl Meter {
         }
     }
 
-    /// What went from the first endpoint to the second one, and back.
+    /// The traffic from the first endpoint to the second one, and back.
     pub fn get(&self) -> [Traffic; 2] {
         [0, 1].map(|index| Traffic {
             bytes: self.bytes[index].load(Ordering::Relaxed),
@@ -128,18 +128,18 @@ impl Meter {
 /// An established tunnel.
 #[derive(Debug)]
 pub struct TunnelRecord {
-    /// What is known of it.
+    /// The data about the tunnel.
     pub facts: TunnelFacts,
     /// When it was established.
     pub since: SystemTime,
-    /// What goes through it.
+    /// The traffic of the tunnel.
     pub meter: Meter,
     began: Instant,
     close: CancellationToken,
 }
 
 impl TunnelRecord {
-    /// How long it has stood.
+    /// The time since it was established.
     pub fn stands_for(&self) -> Duration {
         self.began.elapsed()
     }
@@ -193,7 +193,7 @@ impl Tunnels {
         self.state().standing.get(&id).cloned()
     }
 
-    /// How many stand.
+    /// The number of tunnels.
     pub fn len(&self) -> usize {
         self.state().standing.len()
     }
@@ -208,7 +208,7 @@ impl Tunnels {
         self.state().standing.get(&id).map(|record| record.close.cancel()).is_some()
     }
 
-    /// What went through all tunnels there were, by kind, and then forth and back.
+    /// The traffic of all tunnels since the start, by kind, and then forth and back.
     pub fn traffic(&self) -> [(Kind, [Traffic; 2]); 2] {
         let state = self.state();
         let mut sums = state.ended;
@@ -240,7 +240,7 @@ pub struct TunnelGuard {
 }
 
 impl TunnelGuard {
-    /// What is known of it.
+    /// The data about the tunnel.
     pub fn record(&self) -> &TunnelRecord {
         &self.record
     }

@@ -16,7 +16,7 @@ pub struct ConnectionGauge {
 }
 
 impl ConnectionGauge {
-    /// It is in this stage now.
+    /// Moves the connection to this stage.
     pub fn enter(&mut self, stage: Stage) {
         if self.stage != stage {
             self.count(-1);

@@ -1,4 +1,4 @@
-//! What is counted and timed, with names and descriptions.
+//! The counters and histograms, with names and descriptions.
 
 use opentelemetry::metrics::{Counter, Histogram, Meter, UpDownCounter};
 

@@ -31,26 +31,26 @@ impl PeerNames {
     }
 }
 
-/// Where a connection is on its way.
+/// The stage of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
     /// TLS and the upgrade are under way.
     Handshake,
-    /// It has not asked for anything yet, or is being closed.
+    /// No authentication or registration was requested yet, or the connection is being closed.
     Greeting,
-    /// Its token is being checked.
+    /// The token is being checked.
     Authenticating,
     /// The rendezvous is being asked for its partner.
     Offering,
-    /// Its partner has not come yet.
+    /// The endpoint waits for a partner.
     Waiting,
-    /// Its partner is being fetched from another node.
+    /// The partner is being fetched from another node.
     Bridging,
-    /// Its UUID is being registered.
+    /// The UUID is being registered.
     Registering,
-    /// It is a gateway.
+    /// A registered gateway.
     Gateway,
-    /// It is one end of a tunnel.
+    /// An end of a tunnel.
     Tunnel,
 }
 

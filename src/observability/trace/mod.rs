@@ -26,7 +26,7 @@ use crate::trace_parent::TraceParent;
 
 pub use self::steps::{Attaching, Bridging, ConnectionTrace, Ended, Setup};
 
-/// How long the last spans may take at the end.
+/// The time to export the last spans at the end.
 const FLUSH: Duration = Duration::from_secs(3);
 
 /// Tells a collector of spans, if there is one. Cheap to clone.
@@ -34,7 +34,7 @@ const FLUSH: Duration = Duration::from_secs(3);
 pub struct Tracer(Option<Arc<Inner>>);
 
 struct Inner {
-    /// Its queue is bounded; what does not fit is dropped.
+    /// Its queue is bounded; spans that do not fit are dropped.
     batch: BatchSpanProcessor,
     scope: InstrumentationScope,
     sampling: Sampling,

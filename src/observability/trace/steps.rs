@@ -1,4 +1,4 @@
-//! What is in the traces, and how it is called: by the OpenTelemetry semantic conventions where
+//! The spans, with names and attributes: by the OpenTelemetry semantic conventions where
 //! they have a name, below `nymea.` otherwise.
 //!
 //! ```text
@@ -44,12 +44,12 @@ pub struct ConnectionTrace {
     told: bool,
 }
 
-/// What became of a connection.
+/// The end of a connection without a tunnel, or its tunnel.
 #[derive(Clone, Copy, Debug)]
 pub enum Ended {
-    /// It has a tunnel, with this set-up.
+    /// The connection has a tunnel, with this set-up.
     Paired(Option<TraceParent>),
-    /// It is a gateway.
+    /// The connection has registered a gateway.
     Registered,
     /// This node closed it.
     Closed(Close),
@@ -178,13 +178,13 @@ impl ConnectionTrace {
         self.began
     }
 
-    /// Its token has been checked; `failure` is the class of what kept that from being done.
+    /// Records that the token was checked; `failure` if it could not be.
     pub fn authenticated(&self, began: Instant, result: &'static str, failure: bool) {
         let facts = vec![KeyValue::new("nymea.authentication.result", result)];
         self.step("authenticate", (began, Instant::now()), facts, failure.then_some(result));
     }
 
-    /// It has a tunnel, or is over.
+    /// Records that the connection has a tunnel, or has ended.
     pub fn ends(&mut self, ended: Ended) {
         let Some(me) = self.me.filter(|_| !std::mem::replace(&mut self.told, true)) else { return };
         let mut facts = vec![KeyValue::new("nymea.connection.id", self.id.to_string())];
@@ -347,7 +347,7 @@ impl Bridging {
         self.began
     }
 
-    /// It has answered, or has not.
+    /// Records the answer of the other node, or its absence.
     pub fn ends(&self, address: &str, error: Option<&'static str>) {
         let Some(me) = self.me else { return };
         let (host, port) = address.rsplit_once(':').unwrap_or((address, ""));
@@ -381,7 +381,7 @@ pub struct Attaching {
 }
 
 impl Attaching {
-    /// It is answered; `refused` says why it gets nothing, if so.
+    /// Records the answer; `refused` is the reason of a refusal.
     pub fn ends(&self, tracer: &Tracer, refused: Option<&'static str>) {
         let Some(call) = self.call else { return };
         let mut facts = rpc();
