@@ -18,7 +18,7 @@ use crate::protocol::FRAME_OVERHEAD;
 /// The largest frame made of written bytes; small enough that many apps take turns.
 const FRAME: usize = 16 * 1024;
 
-/// Who an app says it is.
+/// The identity that an app claims, unverified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AppInfo {
     /// As the app wrote it.
@@ -46,7 +46,7 @@ pub struct AppStream {
     room: Option<OwnedSemaphorePermit>,
     end: Option<Result<(), TunnelError>>,
     outbound: PollSender<Outbound>,
-    /// What may be sent before the app has taken more, where the proxy tells.
+    /// The bytes that may be sent before the app has taken more, if the proxy has flow control.
     window: Option<PollSemaphore>,
     /// The most data in a frame, which is no more than half of the window.
     frame: usize,
@@ -71,7 +71,7 @@ pub(super) enum Inbound {
     End(Result<(), TunnelError>),
 }
 
-/// What an app has for the connection.
+/// Data from an app for the connection.
 pub(super) enum Outbound {
     Data(Place, Bytes),
     End(Place),
@@ -107,7 +107,7 @@ impl AppStream {
         }
     }
 
-    /// Who it is.
+    /// The identity of the app.
     pub fn info(&self) -> &AppInfo {
         &self.info
     }
@@ -211,7 +211,7 @@ impl AsyncWrite for AppStream {
         Poll::Ready(Ok(count))
     }
 
-    /// What was written is on its way by itself.
+    /// Written data is sent without a flush.
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }

@@ -28,7 +28,7 @@ use crate::trace_parent::TraceParent;
 pub(super) type ByteStream = Either<TcpStream, Box<TlsStream<BufReader<TcpStream>>>>;
 pub(super) type Socket = WebSocketStream<ByteStream>;
 
-/// What is open at the end.
+/// The connection after the handshake.
 #[derive(Debug)]
 pub(super) enum Opened {
     WebSocket(Box<Socket>),

@@ -201,7 +201,7 @@ pub enum TunnelError {
     /// The connection to the proxy broke.
     #[error("the connection to the proxy broke")]
     Lost(#[source] Arc<io::Error>),
-    /// What the app sent was left unread for too long, so that it was given up.
+    /// The data of the app was left unread for too long, so that it was disconnected.
     #[error("the data of the app was left unread for too long")]
     TooSlow,
     /// The proxy did not confirm in time that it has everything.

@@ -23,10 +23,10 @@ use super::connector::Socket;
 const INBOX: usize = 64 * 1024;
 /// The largest message made of written bytes, in bytes.
 const WRITE: usize = 64 * 1024;
-/// What a message in the inbox costs besides its payload.
+/// The cost of a message in the inbox besides its payload.
 const OVERHEAD: usize = 64;
 
-/// Who is asking; each side has one task that waits.
+/// The side that polls; each has one task that waits.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Side {
     Reader,

@@ -30,10 +30,10 @@ use crate::protocol::{
 const BLOCK: usize = 64 * 1024;
 /// Frames of all apps together that wait to be written; with more, the apps wait.
 const OUTBOUND: usize = 16;
-/// What a piece costs besides its data, in bytes.
+/// The cost of a piece besides its data, in bytes.
 const OVERHEAD: usize = 64;
 
-/// What one connection may cost, and how long things may take.
+/// The limits of one connection in memory and time.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
     /// Bytes that may wait to be read by an app.
@@ -49,7 +49,7 @@ pub(super) struct Limits {
 /// A registered connection.
 pub(super) struct Connection {
     pub(super) wire: Wire,
-    /// How much may be sent to each app before it is known to be taken, if the proxy tells.
+    /// The bytes that may be sent to each app before it has taken them, if the proxy has flow control.
     pub(super) window: Option<u32>,
 }
 
@@ -90,7 +90,7 @@ struct App {
     place: Place,
     inbound: mpsc::UnboundedSender<Inbound>,
     room: Arc<Semaphore>,
-    /// What may be sent to the app.
+    /// The window of the app.
     window: Option<Arc<Semaphore>>,
     left: Arc<AtomicBool>,
 }

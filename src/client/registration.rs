@@ -1,4 +1,4 @@
-//! How a gateway or an app registers with the tunnel proxy.
+//! Registers a gateway or an app with the tunnel proxy.
 
 use serde_json::Value;
 use tokio::time::timeout;

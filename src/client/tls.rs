@@ -63,7 +63,7 @@ fn with_verifier(accept: Accept) -> ClientConfig {
     builder().dangerous().with_custom_certificate_verifier(Arc::new(verifier)).with_no_client_auth()
 }
 
-/// What a [`Fingerprint`] prints for the certificate that is wanted.
+/// The text of a [`Fingerprint`] for the expected certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Pin(String);
 

@@ -48,7 +48,7 @@ use crate::protocol::Identity;
 pub struct Tunnel {
     flow: Flow,
     other: Identity,
-    /// What is left of the message that is being read as bytes.
+    /// The rest of the message that is being read as bytes.
     rest: Bytes,
 }
 
@@ -62,7 +62,7 @@ impl Tunnel {
         Self { flow: Flow::new(socket, message_limit, close_timeout), other, rest: Bytes::new() }
     }
 
-    /// Who the other endpoint says it is; empty if it is of generation 1.
+    /// The identity that the other endpoint claims; empty if it is of generation 1.
     pub fn other(&self) -> &Identity {
         &self.other
     }

@@ -17,7 +17,7 @@ pub(super) enum Wire {
     WebSocket(Box<Tunnel>),
     Bytes {
         stream: ByteStream,
-        /// What came together with the proxy's last message.
+        /// Data received together with the proxy's last message.
         rest: Bytes,
     },
 }
