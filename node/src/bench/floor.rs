@@ -13,13 +13,13 @@ use crate::tls::{self, Trust};
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Where it accepts
+    /// Address to accept connections on
     #[arg(long)]
     listen: SocketAddr,
-    /// Where it connects to
+    /// Address to connect to
     #[arg(long)]
     backend: SocketAddr,
-    /// What it copies at once, in bytes
+    /// Bytes to copy at once
     #[arg(long, default_value_t = 16 * 1024)]
     buffer: usize,
 }

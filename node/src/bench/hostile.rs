@@ -36,7 +36,7 @@ pub(crate) struct Options {
     /// Connections that attack at the same time
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..))]
     attackers: u16,
-    /// How long each attack is measured
+    /// Duration of the measurement of each attack
     #[arg(long, default_value_t = 1.0)]
     seconds: f64,
     /// Fail if one of ten round trips takes longer than this

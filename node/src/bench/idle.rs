@@ -31,13 +31,13 @@ const REST: Duration = Duration::from_secs(10);
 pub(crate) struct Options {
     #[command(flatten)]
     shape: Shape,
-    /// How many tunnels to open, of two endpoints each
+    /// Number of tunnels to open, of two endpoints each
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
     tunnels: u32,
     /// Measure again, 10 s after a message of this size has gone each way through every tunnel
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(8..))]
     message: Option<u32>,
-    /// How long to count CPU time while nothing happens; a node pings every 20 s by default
+    /// Duration to count CPU time while no data is sent; a node pings every 20 s by default
     #[arg(long, value_name = "SECONDS", default_value_t = 0.0)]
     hold: f64,
     /// Then close all tunnels, and measure once more 10 s later

@@ -24,10 +24,10 @@ pub(crate) struct Options {
     /// The size of a message in bytes, of which 8 are its number
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(8..))]
     size: u32,
-    /// How long it is measured
+    /// Duration of the measurement
     #[arg(long, default_value_t = 5.0)]
     seconds: f64,
-    /// How long messages go to and fro before that
+    /// Duration of round trips before that, to warm up
     #[arg(long, value_name = "SECONDS", default_value_t = 0.5)]
     warm_up: f64,
     /// Keep this many more tunnels idle during the measurement

@@ -1,4 +1,4 @@
-//! What the loads have in common.
+//! Code shared by all loads.
 
 use clap::Args;
 use serde_json::{Value, json};

@@ -33,17 +33,17 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 const AFTER_HELP: &str = "\
-Each command prints one JSON object on stdout, and a line for people on stderr. Without --url it
-starts a node with its defaults, whose program lies beside this one. For a node that runs, give its
-URL and, for its CPU time and memory, its process on this machine:
+Each command prints one JSON object on stdout, and a readable line on stderr. Without --url it starts
+a node with default settings, from the program beside this one. To measure a running node, give its
+URL and, for CPU time and memory, its process on this machine:
 
   nymea-remoteproxy-bench throughput --url wss://127.0.0.1:1212 -i --pid $(pidof nymea-remoteproxy)
 
-Two nodes of a cluster are measured with two URLs and two processes. Generator and node share
-the machine: when \"machine_busy\" is near 1, compare costs (CPU time) rather than speeds.
+To measure two nodes of a cluster, give two URLs and two processes. Generator and node share the
+machine: when \"machine_busy\" is near 1, compare costs (CPU time) rather than speeds.
 
-All data is numbered and compared with what was sent, byte by byte: if anything is lost, doubled,
-overtaken, cut or changed, the command fails.
+All data is numbered and compared with the data sent, byte by byte: if any is lost, doubled, reordered,
+cut or changed, the command fails.
 
 Exit codes: 0 when it was measured and is within the bounds that were given, 1 when not, 2 for wrong
 usage.";

@@ -46,7 +46,7 @@ pub(crate) struct Options {
     /// The size of the messages that fill them, in bytes.
     #[arg(long, default_value_t = MESSAGE, value_parser = clap::value_parser!(u32).range(1..))]
     size: u32,
-    /// How long each measurement takes.
+    /// Duration of each measurement.
     #[arg(long, default_value_t = 2, value_name = "SECONDS")]
     seconds: u64,
     /// Measurements with and without stalled tunnels, in turn.

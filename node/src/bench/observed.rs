@@ -34,7 +34,7 @@ pub(crate) struct Options {
     /// The size of a message, in bytes.
     #[arg(long, default_value_t = 16 * 1024, value_parser = clap::value_parser!(u32).range(1..))]
     message: u32,
-    /// What goes through in each measurement, in MiB.
+    /// Data relayed in each measurement, in MiB.
     #[arg(long, default_value_t = 2048, value_parser = clap::value_parser!(u64).range(1..))]
     mib: u64,
     /// Measurements of each node, in turn.

@@ -28,10 +28,10 @@ pub(crate) struct Options {
     /// Both ends send, not only the first one
     #[arg(long)]
     both: bool,
-    /// How long it is measured
+    /// Duration of the measurement
     #[arg(long, default_value_t = 5.0)]
     seconds: f64,
-    /// How long tunnels are flooded before that
+    /// Duration of the flood before that, to warm up
     #[arg(long, value_name = "SECONDS", default_value_t = 1.0)]
     warm_up: f64,
     /// Keep this many more tunnels idle during the measurement

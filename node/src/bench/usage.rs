@@ -1,4 +1,4 @@
-//! What processes and this machine use, as Linux counts it.
+//! Resource usage of processes and this machine, as counted by Linux.
 
 use std::fs;
 use std::time::Instant;

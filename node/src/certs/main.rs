@@ -41,7 +41,7 @@ struct Flags {
     #[arg(long, value_name = "dns or ip,...", value_parser = names)]
     server: Option<Names>,
 
-    /// How long the certificates are valid; the authority is for ten years
+    /// Validity of the certificates; the authority is valid for ten years
     #[arg(long, value_name = "days", default_value_t = 825,
         value_parser = clap::value_parser!(u16).range(1..=3650))]
     days: u16,

@@ -100,17 +100,17 @@ pub(crate) struct Options {
     /// Measure round trips; to be run on both ends.
     #[arg(long, group = "mode", help_heading = "Modes")]
     pingpong: bool,
-    /// How many pings to send.
+    /// Number of pings to send.
     #[arg(long, default_value_t = 100, requires = "pingpong", help_heading = "Modes",
         value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
     pub(crate) count: u64,
-    /// How large a ping is, in bytes.
+    /// Size of a ping, in bytes.
     // A ping and an answer fit into the buffers of a tunnel, so that neither end has to read in
     // order to write.
     #[arg(long, default_value_t = 64, requires = "pingpong", help_heading = "Modes",
         value_parser = clap::value_parser!(u32).range(9..=32_768))]
     pub(crate) size: u32,
-    /// How long to wait from one ping to the next.
+    /// Time between two pings.
     #[arg(long, default_value = "10ms", requires = "pingpong", help_heading = "Modes",
         value_parser = humantime::parse_duration)]
     pub(crate) interval: Duration,

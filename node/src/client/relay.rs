@@ -89,7 +89,7 @@ pub(crate) async fn relay(
     Ok(())
 }
 
-/// What became of the input.
+/// The end of the input.
 enum Sent {
     /// There was none.
     Nothing,

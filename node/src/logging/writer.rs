@@ -14,7 +14,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// Writes lines, or counts them as lost.
 pub(super) struct Steadfast<W> {
     inner: W,
-    /// What is written to, for people.
+    /// The name of the target, for people.
     name: String,
     lost: Arc<AtomicU64>,
     /// Lines lost since it was logged how many are.

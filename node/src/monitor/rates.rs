@@ -1,4 +1,4 @@
-//! How much goes through connections in a second: from one report to the next.
+//! Transfer rates of connections per second, from one report to the next.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};

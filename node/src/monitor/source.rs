@@ -10,7 +10,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-/// How long an answer may take.
+/// The time for an answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The longest line that is taken for an answer: of hundreds of thousands of apps.
 const MAX_LINE: u64 = 64 << 20;
@@ -35,7 +35,7 @@ pub(crate) enum SourceError {
     /// The node is busy, or not one.
     #[error("no answer within {PATIENCE:?}")]
     Silent,
-    /// Whatever it is, it is not a node.
+    /// The other end is not a node.
     #[error("the program at this socket is not a remote proxy")]
     NoReport(#[source] serde_json::Error),
     /// The same.
@@ -75,7 +75,7 @@ impl Source {
         Self { path: path.into(), connection: None }
     }
 
-    /// What is so now.
+    /// Requests a report.
     pub(crate) async fn refresh(&mut self, print_all: bool) -> Result<Answer, SourceError> {
         // It is put back only when it is of further use.
         let connection = self.connection.take();

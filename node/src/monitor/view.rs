@@ -1,4 +1,4 @@
-//! What is shown of the reports, and how keys change that. Where on the screen is not known here.
+//! The selection of data from reports, and the keys that change it. The layout on the screen is not known here.
 
 use std::cmp::Ordering;
 use std::time::Instant;
@@ -11,7 +11,7 @@ use crate::rates::{Rate, Rates};
 /// The most that can be typed as a filter.
 const LONGEST_FILTER: usize = 64;
 
-/// What is listed.
+/// The kind of list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Page {
     /// Gateways, each with its apps below it.
@@ -30,7 +30,7 @@ pub(crate) enum Sort {
     Data,
 }
 
-/// What is to be done after a key.
+/// The action after a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Next {
     /// Draw.
@@ -71,7 +71,7 @@ pub(crate) struct View {
 }
 
 impl View {
-    /// Nothing is known yet.
+    /// Creates a view without a report.
     pub(crate) fn new(print_all: bool) -> Self {
         Self {
             report: None,

@@ -1,4 +1,4 @@
-//! What travels through a tunnel under load, and how it is checked.
+//! The data sent through a tunnel under load, and its check.
 //!
 //! A message has a fixed size: a number, then a pattern that is the same in all. It is put into its
 //! WebSocket frame once and from then on only the number is changed, so that the generator needs
