@@ -368,7 +368,7 @@ impl Telemetry {
     }
 
     fn record_bridge_refusal(&self, of: Bridge, refusal: &dyn fmt::Display) {
-        let what = "a bridge was refused";
+        let what = "a bridge call was refused";
         if self.recurs(&Occurrence::refused(what, refusal.to_string())) {
             match of {
                 Bridge::Offer(tunnel) => info!(target: TARGET, %tunnel, %refusal, "{what}"),

@@ -45,9 +45,9 @@ pub struct Telemetry {
     pub metrics: Arc<Metrics>,
     /// Spans.
     pub tracer: Tracer,
-    /// The tunnels that stand.
+    /// The established tunnels.
     pub tunnels: Arc<Tunnels>,
-    /// The gateways that are registered, and their apps.
+    /// The registered gateways and their apps.
     pub gateways: Arc<Gateways>,
     /// The recent events.
     pub journal: Arc<Journal>,
