@@ -24,18 +24,18 @@ impl Lifecycle {
         self.tasks.spawn(task);
     }
 
-    /// No new tunnels until [`Lifecycle::undrain`]; those that stand go on.
+    /// Refuses new tunnels until [`Lifecycle::undrain`]; established ones continue.
     pub fn drain(&self) {
         self.draining.send_replace(true);
     }
 
-    /// Back to normal. False if the node is ending: from that there is no way back.
+    /// Accepts new tunnels again. Returns false if the node is ending, which cannot be undone.
     pub fn undrain(&self) -> bool {
         self.draining.send_replace(self.ending.is_cancelled());
         !self.ending.is_cancelled()
     }
 
-    /// No new tunnels from now on; those that stand go on.
+    /// Refuses new tunnels from now on; established ones continue.
     pub fn begin_end(&self) {
         self.ending.cancel();
         self.drain();

@@ -188,7 +188,7 @@ async fn second_or_third_is_served(second: &mut Endpoint, node: &Node) {
                 third.send(Message::text("hello")).await;
                 assert_eq!(second.text().await, "hello");
             }
-            // It came while the tunnel of the other two stood.
+            // It connected while the other two had a tunnel.
             Message::Close(frame) => {
                 assert_eq!(frame.map(|frame| u16::from(frame.code)), Some(1008));
                 second.closed_with(1001).await;

@@ -1,4 +1,4 @@
-//! The command line of the node, and the settings that its flags stand for.
+//! The command line of the node, and the settings that its flags set.
 
 use std::path::PathBuf;
 

@@ -23,7 +23,7 @@ const SMALLEST_WINDOW: u32 = 1024;
 /// Between two tries to register again, from the first to the longest; up to half is left to chance.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// A registration that stood for as long was no failed try.
+/// A registration that lasted this long does not count as a failed attempt.
 const STOOD: Duration = Duration::from_mins(1);
 
 /// Registers under a UUID, and stays registered.

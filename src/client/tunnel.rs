@@ -1,4 +1,4 @@
-//! A standing tunnel, in the forms in which programs like to use it.
+//! An established tunnel, as a byte stream and as a stream of messages.
 
 use std::fmt;
 use std::future::poll_fn;

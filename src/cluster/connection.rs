@@ -68,7 +68,7 @@ pub(super) async fn open(
         }
         carried.adjust(|window| connection.set_initial_window_size(window));
         let polled = Pin::new(&mut connection).poll(cx);
-        // What stood in the way of a change may be over now.
+        // A reason to postpone a change may have ended now.
         if polled.is_pending() && carried.adjust(|it| connection.set_initial_window_size(it)) {
             cx.waker().wake_by_ref();
         }
@@ -124,7 +124,7 @@ impl Accepted {
             }
             carried.adjust(|window| connection.set_initial_window_size(window));
             let polled = connection.poll_accept(cx);
-            // What stood in the way of a change may be over now.
+            // A reason to postpone a change may have ended now.
             if polled.is_pending() && carried.adjust(|it| connection.set_initial_window_size(it)) {
                 cx.waker().wake_by_ref();
             }

@@ -188,7 +188,7 @@ pub struct Keepalive {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Drain {
-    /// The time over which established tunnels are closed after a signal to stop.
+    /// How long established tunnels may continue after a signal to stop.
     #[serde(deserialize_with = "units::duration", serialize_with = "units::write_duration")]
     pub grace: Duration,
 }

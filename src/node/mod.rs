@@ -455,9 +455,9 @@ impl Node {
         self.fingerprint.map(|fingerprint| fingerprint.to_string())
     }
 
-    /// Unready first, stops accepting, sends waiting endpoints away (close code 1001), lets
-    /// standing tunnels go on for up to `drain.grace`, and then ends them (1001). Then the bridge
-    /// ends, what is left of this node in Redis is removed, and admin ends last.
+    /// Becomes unready, stops accepting, closes waiting endpoints (1001), lets established tunnels
+    /// continue for up to `drain.grace`, and then closes them (1001). Then the entries of this node
+    /// in Redis are removed, and the bridge and admin end last.
     pub async fn drain(&self) {
         let lifecycle = &self.shared.lifecycle;
         lifecycle.begin_end();

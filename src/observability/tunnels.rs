@@ -1,5 +1,4 @@
-//! The tunnels that stand on a node, with what goes through them; and what went through those that
-//! have ended.
+//! The established tunnels of a node with their traffic, and the sum of the traffic of ended ones.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};

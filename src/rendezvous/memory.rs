@@ -54,7 +54,7 @@ enum State {
 }
 
 impl MemoryRendezvous {
-    /// Keys that are waiting or standing now, and UUIDs that are registered.
+    /// The number of waiting and established keys, and of registered UUIDs.
     pub fn len(&self) -> usize {
         self.entries().len() + self.registered().len()
     }

@@ -152,7 +152,7 @@ impl Target {
         Ok(tunnels)
     }
 
-    /// Tunnels that only stand there, for as long as the set exists. A task ends with the error of
+    /// Idle tunnels, for as long as the set exists. A task ends with the error of
     /// its tunnel.
     pub(crate) async fn idle(&self, count: u32) -> anyhow::Result<JoinSet<anyhow::Result<()>>> {
         let mut standing = JoinSet::new();

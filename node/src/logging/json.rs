@@ -1,6 +1,6 @@
 //! Log lines as JSON objects, one for each event, with the same names whatever the event is:
 //! `timestamp`, `level`, `target`, `message`, and where there are such, `connection_id`,
-//! `client_address`, `trace_id` and `tunnel_id`. All other fields stand beside them.
+//! `client_address`, `trace_id` and `tunnel_id`. All other fields are members beside them.
 
 use std::fmt::{self, Debug};
 use std::time::SystemTime;

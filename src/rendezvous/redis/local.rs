@@ -1,8 +1,8 @@
-//! What this node knows by itself: the entries that its endpoints have made, and what must still
-//! be said to Redis.
+//! The state of this node without Redis: the entries of its endpoints, and the changes that must still
+//! be written to Redis.
 //!
-//! Of its own entries the node knows more than Redis does: which are released, and which tunnels
-//! stand. As long as Redis does not answer, endpoints of this node are paired from here.
+//! Of its own entries the node knows more than Redis: which are released, and which tunnels are
+//! established. As long as Redis does not answer, endpoints of this node are paired from here.
 
 use std::collections::btree_map::Entry as Slot;
 use std::collections::{BTreeMap, VecDeque};

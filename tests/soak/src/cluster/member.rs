@@ -19,7 +19,7 @@ use crate::world::World;
 
 /// How long a load balancer takes to notice that a node does not answer.
 const NOTICED: Duration = Duration::from_secs(2);
-/// How long standing tunnels may go on after SIGTERM.
+/// How long established tunnels may last after SIGTERM.
 const GRACE: Duration = Duration::from_secs(3);
 
 /// The ports of a node, the same after each start.
