@@ -33,7 +33,7 @@ pub enum ClientAddr {
     Ip(SocketAddr),
     /// Over a unix socket: from a program on this machine.
     Unix {
-        /// Its process, where the system says it.
+        /// The process of the client, if the system provides it.
         process: Option<u32>,
     },
 }

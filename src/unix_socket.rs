@@ -27,7 +27,7 @@ pub enum UnixSocketError {
     InUse {
         /// The file.
         path: PathBuf,
-        /// The setting that says where it is.
+        /// The setting that names the file.
         setting: &'static str,
     },
     /// There is a file that is not a socket.
@@ -38,7 +38,7 @@ pub enum UnixSocketError {
     NoSocket {
         /// The file.
         path: PathBuf,
-        /// The setting that says where it is.
+        /// The setting that names the file.
         setting: &'static str,
     },
     /// The system does not allow it.
@@ -49,9 +49,9 @@ pub enum UnixSocketError {
     Io {
         /// The file.
         path: PathBuf,
-        /// The setting that says where it is.
+        /// The setting that names the file.
         setting: &'static str,
-        /// What the system says.
+        /// The error of the system.
         #[source]
         source: io::Error,
     },

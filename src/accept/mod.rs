@@ -177,7 +177,7 @@ impl Loop {
 }
 
 impl Guest {
-    /// Waits until something has come; otherwise, says in a word why the connection is closed.
+    /// Waits for the first byte. The error is the reason for closing the connection, in one word.
     async fn first_byte(self, within: Duration) -> Result<Self, &'static str> {
         if self.has_sent {
             return Ok(self);

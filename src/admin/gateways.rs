@@ -1,4 +1,4 @@
-//! The gateways of a node and their apps, as the API says it.
+//! The gateways of a node and their apps, in the API.
 
 use axum::Json;
 use axum::extract::Path;

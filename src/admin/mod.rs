@@ -67,7 +67,7 @@ pub struct Identity {
 
 /// Knows the nodes of a cluster.
 pub trait ClusterView: Send + Sync {
-    /// All of them; an error says why that is not known.
+    /// All nodes; the error is the reason why they are not known.
     fn nodes(&self) -> BoxFuture<'_, Result<Vec<NodeInfo>, String>>;
 
     /// The fault in the address of the node with this id, if one is known.

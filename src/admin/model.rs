@@ -1,4 +1,4 @@
-//! What the API says, as JSON.
+//! The types of the API, as JSON.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;

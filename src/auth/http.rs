@@ -39,7 +39,7 @@ pub struct HttpSettings {
     pub concurrency: usize,
 }
 
-/// Why an authentication server cannot be asked at all.
+/// Why the client of the authentication server cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
     /// The URL is malformed.

@@ -46,7 +46,7 @@ impl Verdict {
     }
 }
 
-/// What the authentication server says of a token's owner. For the log, and nothing else.
+/// The data of the authentication server about the owner of a token, for the log and for limits.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct User {
     /// `verifiedData.verifiedParsedToken.email`

@@ -14,7 +14,7 @@ use super::wire::Wire;
 use super::{ConnectError, Connector};
 use crate::protocol::{Token, braced};
 
-/// Attaches to a gateway, as often as it is asked to.
+/// Attaches to a gateway, any number of times.
 ///
 /// Name and UUID are those of the [`Connector`]; by default each attachment has a random UUID.
 #[derive(Clone, Debug)]

@@ -66,7 +66,7 @@ pub enum ConnectError {
     /// The certificate has no trusted issuer, is for another name, or has expired.
     #[error("the certificate of the proxy is not trusted")]
     CertificateNotTrusted(#[source] rustls::Error),
-    /// The certificate is another one than the fingerprint says.
+    /// The certificate does not have the expected fingerprint.
     #[error("the certificate of the proxy has another fingerprint: {found}")]
     FingerprintMismatch {
         /// SHA-256 of the certificate that was shown.

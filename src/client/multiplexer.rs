@@ -53,7 +53,7 @@ pub(super) struct Connection {
     pub(super) window: Option<u32>,
 }
 
-/// Carries data until the connection ends, and says why it did.
+/// Carries data until the connection ends, and returns the reason.
 pub(super) async fn run(
     Connection { wire, window }: Connection,
     limits: Limits,
@@ -169,7 +169,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Takes what the proxy itself says.
+    /// Handles a message from the proxy itself.
     fn hear(&mut self, data: &[u8], last: bool) -> io::Result<()> {
         self.control.push(data);
         let not_json = |_| violation("it does not speak JSON");

@@ -43,7 +43,7 @@ const UNSENT_FRAMES: usize = 16;
 /// Why a call has ended before its time.
 #[derive(Debug, Error)]
 pub enum CallError {
-    /// The other node has said why.
+    /// The other node has ended the call with a status.
     #[error("{:?}: {}", .0.code(), .0.message())]
     Status(Box<Status>),
     /// The stream or its connection is gone.
@@ -222,7 +222,7 @@ impl Incoming {
         Self { stream, backlog, messages, unreleased: 0 }
     }
 
-    /// Whether the other node has said all that it has to say.
+    /// Whether the other node has ended its messages.
     pub(super) fn is_over(&self) -> bool {
         self.stream.is_end_stream() && self.backlog.is_empty()
     }

@@ -1,4 +1,4 @@
-//! Calls other nodes: fetches the far ends of tunnels, and asks how far away the nodes are.
+//! Calls other nodes: fetches the far ends of tunnels, and measures the round trips to them.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -44,13 +44,13 @@ pub enum BridgeError {
     /// The address is malformed.
     #[error("{0:?} is not the address of a node")]
     Address(String),
-    /// The other node said no.
+    /// The other node refused the call.
     #[error("refused: {0}")]
     Refused(#[from] Refusal),
     /// The other node cannot be reached.
     #[error("the other node cannot be reached")]
     Unreachable(#[source] ConnectError),
-    /// The other node does not do what it was asked for.
+    /// The other node has failed to carry out the call.
     #[error("the call to the other node has failed")]
     Call(#[source] CallError),
     /// The other node took too long.
@@ -239,7 +239,7 @@ impl Peers {
         &self.node
     }
 
-    /// Notes the id of the node that has answered in place of this one, if it has said it.
+    /// Records the id of the node that has answered in place of this one, if it is known.
     pub(super) fn note_answer(&self, node: &RemoteNode, id: &str) {
         if !id.is_empty() {
             self.misdirections.answered(node, &node_of(id));

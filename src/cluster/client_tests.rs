@@ -1,4 +1,4 @@
-//! With tonic's own server as the other node: what is said here is gRPC to others, too.
+//! With tonic's own server as the other node, which proves that the calls are valid gRPC.
 
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -21,7 +21,7 @@ use crate::cluster::call::{Incoming, Outgoing, SEND_BUFFER};
 use crate::cluster::peer::CountGuard;
 use crate::protocol::Chunk;
 
-/// Says what it hears.
+/// Echoes all messages.
 struct Echo;
 
 type Answers = Pin<Box<dyn Stream<Item = Result<Frame, Status>> + Send>>;

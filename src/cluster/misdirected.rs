@@ -115,7 +115,7 @@ impl Misdirections {
     }
 }
 
-/// A node by what another one says of its id.
+/// The name of a node, from an id that another one sent.
 pub(super) fn node_of(id: &str) -> NodeId {
     NodeId::from(name_of(id))
 }

@@ -114,7 +114,7 @@ pub(super) struct Watch {
     /// Something else has arrived from it.
     heard: Heard,
     health: Arc<Health>,
-    /// When it was asked, and how many looks found nothing since.
+    /// When the sign of life was requested, and how many checks found none since.
     asked: Option<Instant>,
     looks: u32,
     timer: Pin<Box<Sleep>>,

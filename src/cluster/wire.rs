@@ -229,7 +229,7 @@ pub(super) fn read_refused(refused: &proto::Refused) -> Refusal {
     }
 }
 
-/// A node's name, as another one says it.
+/// The name of a node, as another one sends it.
 pub(super) fn name_of(said: &str) -> &str {
     match said {
         "" => "unknown",

@@ -15,7 +15,7 @@ use thiserror::Error;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Networks(Vec<IpNet>);
 
-/// Why a text is not a network. Each says what was read.
+/// Why a text is not a network. Each contains the text.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum NetworkError {
     /// The text is neither an address nor a network.

@@ -66,7 +66,7 @@ pub(super) fn address<'de, D: Deserializer<'de>>(input: D) -> Result<IpAddr, D::
     })
 }
 
-/// On or off, if it is said; as a text in an environment variable.
+/// On or off, if it is set; a text in an environment variable.
 pub(super) fn switch<'de, D: Deserializer<'de>>(input: D) -> Result<Option<bool>, D::Error> {
     struct Switch;
 
@@ -155,7 +155,7 @@ fn resolve(host: &str) -> Option<IpAddr> {
     found.iter().find(|address| address.is_ipv4()).or(found.first()).copied()
 }
 
-/// Reads a value from a text or a number, and says what it expected when that fails.
+/// Reads a value from a text or a number; the error contains what was expected.
 struct Expected<T> {
     what: &'static str,
     from_text: fn(&str) -> Option<T>,

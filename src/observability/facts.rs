@@ -158,9 +158,9 @@ pub enum ConnectionEnd<'a> {
 pub enum TokenCheck<'a> {
     /// The token is valid, and its owner has these names.
     Accepted {
-        /// As the authentication server says.
+        /// As sent by the authentication server.
         email: Option<&'a str>,
-        /// As the authentication server says.
+        /// As sent by the authentication server.
         username: Option<&'a str>,
     },
     /// The token is not valid.

@@ -5,7 +5,7 @@ pub trait LogControl: Send + Sync {
     /// The filter in force, as in `info,nymea_remoteproxy=debug`.
     fn filter(&self) -> String;
 
-    /// Logs this from now on; an error says what is wrong with it, and nothing changes.
+    /// Sets the filter from now on. On an error, the old filter stays in force.
     fn set_filter(&self, directives: &str) -> Result<(), String>;
 
     /// Lines that were lost: not taken in time, or not to be written.

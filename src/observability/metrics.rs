@@ -151,7 +151,7 @@ impl Metrics {
         self.instruments.authentication_duration.record(took.as_secs_f64(), &[label]);
     }
 
-    /// Redis was asked something.
+    /// Records a command to Redis.
     pub fn redis(&self, command: &'static str, outcome: &'static str, took: Duration) {
         let labels = [KeyValue::new("command", command), KeyValue::new("outcome", outcome)];
         self.instruments.redis_duration.record(took.as_secs_f64(), &labels);
@@ -169,7 +169,7 @@ impl Metrics {
         self.instruments.registrations.add(1, &labels);
     }
 
-    /// An endpoint was asked for a sign of life.
+    /// Records a probe of an endpoint.
     pub fn probed(&self, outcome: &'static str) {
         self.instruments.probes.add(1, &[KeyValue::new("outcome", outcome)]);
     }
@@ -184,7 +184,7 @@ impl Metrics {
         self.instruments.frames_broken.add(1, &[]);
     }
 
-    /// Another node was asked for an endpoint.
+    /// Records a bridge call to another node.
     pub fn bridge_call(&self, outcome: &'static str) {
         self.instruments.bridge_calls.add(1, &[KeyValue::new("outcome", outcome)]);
     }

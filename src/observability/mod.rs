@@ -38,7 +38,7 @@ pub use self::tunnels::{
 use crate::config;
 use crate::ids::NodeId;
 
-/// All that a node tells of itself. Cheap to clone.
+/// The telemetry of a node. Cheap to clone.
 #[derive(Clone)]
 pub struct Telemetry {
     /// Counts and times.

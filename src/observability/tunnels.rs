@@ -48,7 +48,7 @@ pub enum Endpoint {
     },
     /// On another node.
     There {
-        /// That node's name, if it says so.
+        /// The name of that node, if it is known.
         node: String,
         /// The claims of the endpoint about itself.
         profile: Profile,

@@ -16,7 +16,7 @@ pub enum Close {
     Draining,
     /// An operator ended the tunnel.
     Dismissed,
-    /// A request that the protocol does not allow; the answer said what is wrong.
+    /// A request that the protocol does not allow; the response has the reason.
     InvalidRequest,
     /// A request of more than [`MAX_REQUEST`](crate::protocol::MAX_REQUEST) bytes.
     RequestTooLarge,
@@ -43,9 +43,9 @@ pub enum Close {
     /// Data was received after authentication and before the tunnel was established, or while a
     /// registration was still to be answered.
     EarlyData,
-    /// A registration showed a UUID that is none; the answer said so.
+    /// A registration with a malformed or null UUID; the response has the reason.
     InvalidUuid,
-    /// No gateway has registered under the UUID that an app asked for.
+    /// No gateway has registered under the UUID that an app requested.
     GatewayNotFound,
     /// The UUID is registered already, or the connection has registered before.
     AlreadyRegistered,
@@ -55,7 +55,7 @@ pub enum Close {
     RegistrationUnavailable,
     /// The gateway has sent nothing for too long.
     SilentGateway,
-    /// The gateway asked for this app to be disconnected.
+    /// The gateway requested to disconnect this app.
     Disconnected,
     /// The app took data of its gateway so slowly that there was no more room for it
     /// (`tunnel_proxy.backlog` and `tunnel_proxy.overflow`).

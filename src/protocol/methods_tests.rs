@@ -1,4 +1,4 @@
-//! Which calls the requests are, what is wrong with the others, and what `Introspect` says.
+//! The calls that requests resolve to, the faults of malformed ones, and the answer to `Introspect`.
 
 use super::super::call::resolve;
 use super::super::message::{Refusal, parse_request};

@@ -63,7 +63,7 @@ pub enum Verdict {
 /// The limits of this stage of a connection.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {
-    /// From the start until the connection must have asked for authentication.
+    /// From the start until the connection must have requested authentication or registration.
     pub inactivity: Duration,
     /// From the start until the connection must be authenticated.
     pub authentication: Duration,

@@ -51,7 +51,7 @@ pub struct Ended {
 }
 
 impl Ended {
-    /// Whether it ended because this side was lost, and not because it said goodbye.
+    /// Whether it ended because this side was lost, and not because it closed the connection.
     pub fn has_lost(&self, side: Side) -> bool {
         matches!(&self.cause, Cause::Left(it, End::Lost(_)) if *it == side)
     }

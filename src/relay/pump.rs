@@ -171,7 +171,7 @@ impl Pump {
         self.course == Course::Resting
     }
 
-    /// Gets all that was sent out, with what says that it is all.
+    /// Flushes all data, and the end of the direction.
     fn poll_end(&mut self, cx: &mut Context<'_>, sink: &mut dyn Leg, told: Told) -> Poll<Stop> {
         let flushed = ready!(sink.poll_flush(cx));
         self.course = Course::Resting;

@@ -77,7 +77,7 @@ pub enum Registered {
     Conflict(Holder),
 }
 
-/// The directory could not be asked in time.
+/// The directory did not answer in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("the directory did not answer in time")]
 pub struct Unavailable;

@@ -79,7 +79,7 @@ pub trait Leg: Send {
         false
     }
 
-    /// Whether a sign of life that was asked for has still to come.
+    /// Whether a requested sign of life is still missing.
     fn is_probed(&self) -> bool {
         false
     }

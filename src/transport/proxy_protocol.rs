@@ -67,7 +67,7 @@ pub enum HeaderError {
     /// Version 2: an address family or transport that is not assigned.
     #[error("the PROXY protocol header has the unknown address family and transport {0:#04x}")]
     Family(u8),
-    /// Version 2: it does not end where it says.
+    /// Version 2: its length does not match its content.
     #[error("the addresses or values of the PROXY protocol header are longer than the header")]
     Truncated,
     /// Version 2: it is larger than any header has a reason to be.

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 const START: Duration = Duration::from_secs(30);
 const ANNOUNCEMENT: &str = "listening on ";
-/// The setting that says where to listen, in place of a port.
+/// The setting of the listener, in place of a port.
 pub(crate) const LISTENERS: &str = "REMOTEPROXY__LISTEN";
 
 /// A node that lives as long as this value.

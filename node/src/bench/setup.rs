@@ -128,7 +128,7 @@ async fn cycle(
     Ok(all)
 }
 
-/// Closes a tunnel at its second end, and says how long it took until the first one knew.
+/// Closes a tunnel at its second end, and returns the time until the first one was closed.
 pub(crate) async fn close(tunnel: Tunnel) -> anyhow::Result<Duration> {
     let [mut one, mut other] = tunnel.ends;
     let began = Instant::now();

@@ -5,7 +5,7 @@
 //! the terminal, with `terminal` and `keys` for what it gets and gives back, `view` for what is
 //! shown of the reports and `draw` for how.
 //!
-//! Exit codes: 0 for an end that was asked for, 1 for any other, 2 for wrong usage.
+//! Exit codes: 0 for an end by the user, 1 for any other, 2 for wrong usage.
 
 mod draw;
 mod keys;

@@ -76,7 +76,7 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<()> {
     }
 }
 
-/// What a terminal that has hung up says to those who write.
+/// The error of writes to a terminal that has hung up.
 const EIO: i32 = 5;
 
 fn press(view: &mut View, key: Key, terminal: &mut Terminal) -> io::Result<Next> {

@@ -40,7 +40,7 @@ pub enum Stage {
     Greeting,
     /// The token is being checked.
     Authenticating,
-    /// The rendezvous is being asked for its partner.
+    /// The rendezvous is being queried for its partner.
     Offering,
     /// The endpoint waits for a partner.
     Waiting,

@@ -13,20 +13,20 @@ use super::{Core, MAX_PAUSE, Unanswered, backoff};
 use crate::ids::OfferId;
 use crate::rendezvous::{Answer, Offer};
 
-/// How often an entry may change while one question is being asked, until it is asked anew.
+/// How often an entry may change during one query, until the query is repeated.
 pub(super) const ROUNDS: usize = 5;
 /// The longest pause between two queries about an entry with an offer that may be gone.
 pub(super) const DOUBT_PAUSE: Duration = Duration::from_millis(500);
 /// How long a claim may take while its owner still waits. Then another offer may claim it: the node
 /// of the owner accepts the first partner that arrives, and no other.
 const CLAIM_TIME: Duration = Duration::from_millis(1500);
-/// How long a node that cannot answer the query is asked again.
+/// How long a query that a node cannot answer is repeated.
 const UNABLE_TIME: Duration = Duration::from_secs(2);
 
 /// The result of a query.
 enum Asked {
     Told(Told),
-    /// Whether an offer is alive cannot be said yet.
+    /// It is not known yet whether an offer is alive.
     Unsure,
 }
 

@@ -28,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The result of a query.
 enum Asked {
     Told(Possession),
-    /// Whether a node is alive cannot be said yet.
+    /// It is not known yet whether a node is alive.
     Unsure,
 }
 

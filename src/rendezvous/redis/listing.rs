@@ -1,5 +1,5 @@
-//! What this node knows by itself of the directory: the registrations of its endpoints, and what
-//! must still be said about them to Redis.
+//! The state of this node without Redis: the registrations of its endpoints, and the changes that
+//! must still be written to Redis.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;

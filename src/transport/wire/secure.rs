@@ -32,7 +32,7 @@ const LARGE: usize = 8 * 1024;
 const RECORDS: u32 = 256;
 /// Looks at what has come that may be without any data for the reader.
 const LOOKS: u32 = 4;
-/// Room for a handshake message, asked for again if it is more.
+/// Room for a handshake message, extended if it is larger.
 const HANDSHAKE: usize = 4 * 1024;
 
 /// See the module.
@@ -169,7 +169,7 @@ impl<S: Line> Secure<S> {
         Ok(inbox.len() - before)
     }
 
-    /// Notes that TLS is broken, and stages the alert that says so.
+    /// Marks TLS as broken, and stages the alert.
     fn fail(&mut self, error: rustls::Error) -> io::Error {
         if let Ok(ConnectionState::EncodeTlsData(mut alert)) =
             self.tls.process_tls_records(self.incoming.bytes()).state

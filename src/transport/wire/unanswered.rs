@@ -30,7 +30,7 @@ const REQUEST: usize = HEADER + 56;
 const REPLY: usize = HEADER + 72;
 
 /// Whether data of this connection, or the question for room at its other end, is sent again and
-/// again without any answer. False where the system does not tell. Does not block.
+/// again without any answer. False if the system cannot tell. Does not block.
 pub(super) fn is_unanswered(tcp: &TcpStream) -> bool {
     let (Ok(here), Ok(there)) = (tcp.local_addr(), tcp.peer_addr()) else { return false };
     attempts(here, there).is_ok_and(|attempts| attempts >= UNANSWERED_ATTEMPTS)

@@ -86,7 +86,7 @@ impl Reader {
         }))
     }
 
-    /// Notes what a header says of its message.
+    /// Applies a frame header to the state of its message.
     fn begin(&mut self, frame: &Frame) -> Result<(), Violation> {
         let kind = match frame.opcode {
             Opcode::Text => Some(Kind::Text),
