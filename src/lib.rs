@@ -1,6 +1,7 @@
 #![doc = include_str!("README.md")]
 
 pub mod ids;
+mod lock;
 pub mod printable;
 pub mod protocol;
 pub mod trace_parent;

@@ -12,7 +12,17 @@ use std::path::Path;
 /// The modules of `src/`, lowest group first. A module may import modules of lower groups only; see
 /// the map in `src/README.md`.
 const GROUPS: &[&[&str]] = &[
-    &["config", "ids", "lifecycle", "printable", "protocol", "trace_parent", "turn", "unix_socket"],
+    &[
+        "config",
+        "ids",
+        "lifecycle",
+        "lock",
+        "printable",
+        "protocol",
+        "trace_parent",
+        "turn",
+        "unix_socket",
+    ],
     &["observability"],
     &["auth", "rendezvous", "transport"],
     &["accept"],
@@ -104,7 +114,7 @@ const TIC_WORDS: &[&str] = &[
 
 /// The most tic words per 10,000 words of comments and documents. To be lowered when the text gets
 /// better, never raised.
-const MOST_TIC_WORDS: usize = 10;
+const MOST_TIC_WORDS: usize = 8;
 
 /// Files of more lines are listed in the report.
 const LONG_FILE: usize = 400;

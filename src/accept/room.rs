@@ -1,12 +1,14 @@
 //! A bounded number of connections that have proved nothing yet. A newcomer is never turned away: if
 //! there is no room for it, another one goes.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio_util::sync::CancellationToken;
 
 use super::crowd::{Crowd, MemberId, Standing};
 use super::network::Networks;
+
+use crate::lock::lock;
 
 /// See the module.
 pub struct Room {
@@ -73,7 +75,7 @@ impl Room {
 
     fn lock(&self) -> MutexGuard<'_, Crowd> {
         // A panic between two changes leaves a place too many or too few, and no more harm.
-        self.crowd.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.crowd)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The last minutes of a node, and what the status page shows of it every other second.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -10,6 +10,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::Admin;
 use super::model::{Happened, Member, NodeState, Tunnel};
+use crate::lock::lock;
 use crate::observability::{Histogram, Series, Value};
 
 /// The time between two samples.
@@ -126,8 +127,7 @@ impl History {
     }
 
     fn samples(&self) -> MutexGuard<'_, VecDeque<Sample>> {
-        // Each change is a single step: a panicking thread leaves consistent data.
-        self.samples.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.samples)
     }
 }
 

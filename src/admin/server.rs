@@ -7,7 +7,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use hyper::server::conn::http1;
@@ -24,6 +24,7 @@ use crate::accept::{
     self, Guest, LastDescriptors, Listening, Manners, Networks, Owner, Room, Standing, Visit,
 };
 use crate::ids::ClientAddr;
+use crate::lock::lock;
 use crate::transport::Socket;
 
 /// Connections at once, streams besides: with more, the oldest are closed.
@@ -65,7 +66,7 @@ impl Connection {
 
     /// Notes that an operator has requested more than health: there is room for fewer of those.
     pub(super) fn is_busy(&self, room: &Arc<Room>) {
-        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut places = lock(&self.places);
         let Places { connected: Some(visit), busy: busy @ None } = &mut *places else { return };
         visit.has_come(Standing::Heard);
         let networks = Networks::of(self.peer.into());
@@ -75,7 +76,7 @@ impl Connection {
     /// Notes that the answer is a stream, which is counted among streams from now on.
     pub(super) fn is_stream(&self) {
         self.streams.store(true, Ordering::Relaxed);
-        *self.places.lock().unwrap_or_else(PoisonError::into_inner) = Places::default();
+        *lock(&self.places) = Places::default();
     }
 }
 

@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{Bytes, BytesMut};
@@ -21,6 +21,7 @@ use tracing::{debug, warn};
 use super::TunnelError;
 use super::app_stream::{AppInfo, AppStream, Inbound, Outbound, Place, Ways};
 use super::wire::Wire;
+use crate::lock::lock;
 use crate::protocol::slip::{Decoder, Event, PROXY_ADDRESS, encode};
 use crate::protocol::{
     CLIENT_CONNECTED, CLIENT_DISCONNECTED, CLIENT_RECEIVED, JsonStream, request,
@@ -121,7 +122,7 @@ impl App {
 
 impl Apps {
     fn lock(&self) -> MutexGuard<'_, HashMap<u16, App>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     fn has(&self, place: Place) -> bool {

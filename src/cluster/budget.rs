@@ -5,11 +5,12 @@
 //! windows shrink as tunnels are added, in steps by half, and grow again when tunnels end.
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use tracing::info;
 
 use super::watch::Health;
+use crate::lock::lock;
 use crate::observability::Metrics;
 
 /// The least that a tunnel gets in either direction, in bytes, however many there are.
@@ -88,8 +89,7 @@ impl Budget {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Each change is a single step: a panicking thread leaves consistent data.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Calls other nodes: fetches the far ends of tunnels, and measures the round trips to them.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
 use http::header::{CONTENT_TYPE, TE};
@@ -27,6 +27,7 @@ use super::wire::{self, Life, Refusal};
 use super::{AppCall, Bridged, CONNECTION_TRACE, GRPC, PING, PING_INTERVAL, PROBE, STEP, TUNNEL};
 use crate::ids::{NodeId, OfferId};
 use crate::lifecycle::Lifecycle;
+use crate::lock::lock;
 use crate::observability::Metrics;
 use crate::observability::trace::Bridging;
 use crate::protocol::Profile;
@@ -287,8 +288,7 @@ impl Peers {
     }
 
     fn by_address(&self) -> MutexGuard<'_, HashMap<String, Arc<Peer>>> {
-        // Each change is a single step: a panicking thread leaves consistent data.
-        self.by_address.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.by_address)
     }
 }
 

@@ -5,13 +5,14 @@
 //! it: who is refused by the wrong node gives its claim back.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use tracing::warn;
 
 use super::wire::name_of;
 use crate::ids::NodeId;
+use crate::lock::lock;
 use crate::observability::{EventKind, Journal};
 use crate::rendezvous::RemoteNode;
 
@@ -110,8 +111,7 @@ impl Misdirections {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Case, Seen>> {
-        // Each change is a single step: a panicking thread leaves consistent data.
-        self.cases.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.cases)
     }
 }
 

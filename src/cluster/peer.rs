@@ -6,7 +6,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
@@ -24,6 +24,7 @@ use super::watch::Health;
 use super::wire;
 use crate::ids::NodeId;
 use crate::lifecycle::Lifecycle;
+use crate::lock::lock;
 use crate::observability::Metrics;
 use crate::rendezvous::RemoteNode;
 
@@ -174,7 +175,7 @@ impl Peer {
 
     /// Notes that the node with this id is called.
     pub(super) fn is_meant_as(&self, id: &NodeId) {
-        let mut meant = self.meant.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut meant = lock(&self.meant);
         if meant.as_ref() != Some(id) {
             *meant = Some(id.clone());
         }
@@ -182,7 +183,7 @@ impl Peer {
 
     /// Which node was meant by the last call.
     pub(super) fn meant(&self) -> Option<RemoteNode> {
-        let id = self.meant.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
+        let id = lock(&self.meant).clone()?;
         Some(RemoteNode { id, address: self.authority.to_string() })
     }
 
@@ -204,7 +205,7 @@ impl Peer {
     /// Returns the open connection with the fewest tunnels that gives signs of life, and opens one
     /// more if there should be one. Fails only if none is open and a dial fails.
     pub(super) async fn choose(self: &Arc<Self>) -> Result<Chosen, ConnectError> {
-        *self.last_used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        *lock(&self.last_used) = Instant::now();
         let failures = self.slots().failures;
         let mut spread = std::pin::pin!(sleep(SPREAD));
         loop {
@@ -239,7 +240,7 @@ impl Peer {
 
     /// Whether no tunnel has led to it for a while.
     pub(super) fn is_forgotten(&self) -> bool {
-        let last_used = *self.last_used.lock().unwrap_or_else(PoisonError::into_inner);
+        let last_used = *lock(&self.last_used);
         self.streams() == 0 && last_used.elapsed() > FORGET_AFTER
     }
 
@@ -298,8 +299,7 @@ impl Peer {
     }
 
     fn slots(&self) -> MutexGuard<'_, Slots> {
-        // Each change is a single step: a panicking thread leaves consistent data.
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.slots)
     }
 }
 

@@ -7,7 +7,7 @@ mod operators;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::time::Duration;
 
 use thiserror::Error;
@@ -34,6 +34,7 @@ use crate::cluster::{self, Misdirections, ThisNode};
 use crate::config::{self, Config, ForwardingHeader, Limits, Listen, Proxies};
 use crate::ids::NodeId;
 use crate::lifecycle::Lifecycle;
+use crate::lock::lock;
 use crate::monitor;
 use crate::observability::{LogControl, Telemetry, TelemetryError};
 use crate::protocol::ServerInfo;
@@ -486,6 +487,6 @@ impl Node {
     }
 
     fn servers(&self) -> MutexGuard<'_, JoinSet<()>> {
-        self.servers.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.servers)
     }
 }

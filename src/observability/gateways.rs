@@ -3,13 +3,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::ids::{ClientAddr, ConnectionId, OfferId};
+use crate::lock::lock;
 
 /// A gateway that is registered here.
 #[derive(Debug)]
@@ -159,8 +160,7 @@ impl GatewayRecord {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u16, Arc<AppRecord>>> {
-        // Each change is a single step: a panicking thread leaves consistent data.
-        self.apps.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.apps)
     }
 }
 
@@ -203,7 +203,7 @@ impl Gateways {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<OfferId, Arc<GatewayRecord>>> {
-        self.registered.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.registered)
     }
 }
 

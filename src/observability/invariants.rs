@@ -4,13 +4,15 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tracing::error;
 
 use super::Metrics;
+
+use crate::lock::lock;
 
 /// The time between two errors in the log about one invariant. The metric counts all.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -58,7 +60,7 @@ pub(super) struct Reported(Mutex<BTreeMap<Invariant, Instant>>);
 
 impl Reported {
     fn is_due(&self, invariant: Invariant) -> bool {
-        let mut reported = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut reported = lock(&self.0);
         let now = Instant::now();
         let is_due = reported.get(&invariant).is_none_or(|last| now - *last >= PAUSE);
         if is_due {

@@ -1,9 +1,10 @@
 //! The recent events of a node, for people who look at it now. Older ones are in the log.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::SystemTime;
 
+use crate::lock::lock;
 use crate::printable::Printable;
 
 /// Events that are kept of each kind: a flood of one kind pushes out no other.
@@ -105,8 +106,7 @@ impl Journal {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Each change is a single step: a panicking thread leaves consistent data.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

@@ -12,12 +12,14 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry as Slot;
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
 use super::EventKind;
+
+use crate::lock::lock;
 
 /// How long events are summed up before the first sum is written. It doubles with each sum.
 const FIRST_INTERVAL: Duration = Duration::from_secs(1);
@@ -162,8 +164,7 @@ impl Recurring {
     }
 
     fn tallies(&self) -> MutexGuard<'_, BTreeMap<Kind, Tally>> {
-        // Each change is a single step: a panicking thread leaves consistent data.
-        self.tallies.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.tallies)
     }
 }
 

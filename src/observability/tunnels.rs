@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio_util::sync::CancellationToken;
@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::Metrics;
 use super::metrics::TunnelGauge;
 use crate::ids::{ClientAddr, ConnectionId, OfferId};
+use crate::lock::lock;
 use crate::protocol::{Close, Profile};
 
 /// The place of a tunnel's endpoints.
@@ -218,8 +219,7 @@ impl Tunnels {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Each change is a single step: a panicking thread leaves consistent data.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry as Slot;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, pending, ready};
@@ -15,6 +15,7 @@ use super::{
     Unavailable, Waiting,
 };
 use crate::ids::OfferId;
+use crate::lock::lock;
 use crate::protocol::PairingKey;
 
 /// Entries in this process's memory: in trees, which shrink as the entries go, as a hash table does not.
@@ -65,12 +66,11 @@ impl MemoryRendezvous {
     }
 
     fn entries(&self) -> MutexGuard<'_, BTreeMap<PairingKey, Entry>> {
-        // Each change is a single step: a panicking thread leaves consistent data.
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.entries)
     }
 
     fn registered(&self) -> MutexGuard<'_, BTreeMap<Uuid, Own>> {
-        self.registered.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.registered)
     }
 
     fn change(&self, key: PairingKey, owner: OfferId, from: State, to: State) {

@@ -1,8 +1,8 @@
-//! How many connections there may be, and whose: counted when they come, given back when their
-//! [`Ticket`] is dropped.
+//! How many connections there may be, of each network and user: counted when they arrive, given back
+//! when their [`Ticket`] is dropped.
 //!
-//! A stranger is a connection whose token has not been verified, also one that has registered
-//! without a token. Strangers that have not registered give way to newcomers: of the network with
+//! A stranger is a connection without a verified token, also one that has registered without a
+//! token. Strangers that have not registered give way to newcomers: of the network with
 //! the most of them first, and there the oldest that has sent no complete request.
 //!
 //! A network may have a share of all connections, and so may a user. The last connections are kept
@@ -12,7 +12,7 @@ mod share;
 mod user;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -23,6 +23,7 @@ use crate::accept::{Candidate, Crowd, MemberId, Network, Networks, Standing};
 use crate::auth;
 use crate::config::Limits;
 use crate::ids::ClientAddr;
+use crate::lock::lock;
 use crate::observability::Metrics;
 use crate::protocol::Token;
 use crate::transport::Refusal;
@@ -109,7 +110,7 @@ impl Admission {
 
     fn counts(&self) -> MutexGuard<'_, Counts> {
         // A panic between two counts would be a fault of this file, not of the counts.
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.counts)
     }
 }
 

@@ -118,7 +118,7 @@ fn gateway_of(hub: &Hub) -> Endpoint {
     Endpoint::Here { connection, client_addr, profile: hub.profile.clone() }
 }
 
-/// Where the lines of a tunnel come from whose app is on another node.
+/// Returns the origin of the log lines of a tunnel with an app on another node.
 fn origin_of(hub: &Hub) -> Origin {
     let (id, client_addr) = (hub.record.connection, Some(hub.record.client_addr));
     Origin { id, client_addr, proxy_addr: None, trace: None }

@@ -17,7 +17,7 @@ use crate::observability::{Fact, Telemetry};
 use crate::protocol::Endpoint;
 use crate::transport::{AcceptError, Accepted, Refusal, Socket};
 
-/// A connection whose handshake is still to be done.
+/// An accepted connection, before its handshake.
 pub(super) struct Arrival<'a> {
     socket: Socket,
     /// The other end of the socket: the client, or a proxy.

@@ -21,10 +21,10 @@ use crate::protocol::{App, Generation, Identity, Profile, Role, TunnelProxyError
 use crate::rendezvous::{self, Holder, Home, Registered, Registration};
 use crate::trace_parent::TraceParent;
 
-/// How often a UUID is asked for, if whoever has it turns out to be gone.
+/// Attempts to register a UUID, while each holder turns out to be gone.
 const TRIES: usize = 3;
 
-/// A connection that is registered, and still to be told so.
+/// A registered connection, before it is answered so.
 pub(super) enum Enrolled {
     Gateway(Gateway),
     App(Box<Attachment>),
@@ -58,7 +58,7 @@ pub(super) fn enrol(
     }
 }
 
-/// Has the endpoint listen to its rivals, which comes before it is registered.
+/// Has the endpoint listen to its rivals, before it is registered.
 fn listen(
     mut session: Box<Session>,
     registration: Registration,
@@ -161,7 +161,7 @@ async fn find(app: &App, shared: &Arc<Shared>) -> Result<Holder, TunnelProxyErro
     }
 }
 
-/// The far end of an app whose gateway is on this node; `Err(None)` if that one is gone.
+/// Attaches an app to a gateway of this node; `Err(None)` if the gateway is gone.
 fn attach_here(
     own: &OwnRegistration,
     gateway: OfferId,
@@ -178,7 +178,7 @@ fn attach_here(
     }
 }
 
-/// What an app is told whose gateway could not be reached; `None` if that one is gone.
+/// Returns the error for an app if its gateway could not be reached; `None` if that one is gone.
 fn not_bridged(
     address: &str,
     gateway: OfferId,

@@ -51,8 +51,8 @@ use crate::protocol::{Action, Chunk, Close, Endpoint, Profile, Rules, ServerInfo
 use crate::rendezvous::{Directory, Load, Rendezvous};
 use crate::transport::{Leg, Refusal, Transport};
 
-/// Connections that are told at once that there is no room. More are dropped without a word, as
-/// telling them costs a TLS handshake each.
+/// Connections that are answered at the same time that there is no room. More are dropped without an
+/// answer, which costs a TLS handshake each.
 const REFUSALS_AT_ONCE: usize = 64;
 
 /// Where a node listens for endpoints, as far as the sessions of those who come there must know.
@@ -92,7 +92,7 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// Nobody is connected yet.
+    /// Makes the state of a node without connections.
     pub fn new(
         authenticator: Arc<dyn Authenticator>,
         (rendezvous, directory): (Arc<dyn Rendezvous>, Arc<dyn Directory>),
@@ -171,7 +171,7 @@ pub(crate) struct Session {
     trace: ConnectionTrace,
     /// When the answer was asked for, and came, that led to its partner.
     claimed: Option<(Instant, Instant)>,
-    /// How long it has waited for its partner, which is not the work of anybody.
+    /// How long it has waited for its partner. It is no part of the set-up time.
     waited: Duration,
 }
 
@@ -265,7 +265,7 @@ impl fmt::Display for ErrorChain<'_> {
     }
 }
 
-/// How long a connection may take for what, at most; for whoever waits for all of them.
+/// Returns how long the last connection may take to close, for a node that waits for all of them.
 pub fn longest_goodbye(timeouts: &Timeouts) -> Duration {
     // A goodbye, and the end of the connection below it.
     timeouts.close * 2

@@ -1,4 +1,4 @@
-//! Where the lines come from that are written of a connection.
+//! What the log lines of a connection say about it.
 
 use tracing::{Span, error_span};
 
@@ -7,8 +7,8 @@ use crate::trace_parent::TraceParent;
 
 /// What every line of a connection says of it, as far as it is known.
 ///
-/// This takes less memory than a span. A tunnel may stand for hours, and nothing is said of it
-/// between its first line and its last: it has a span for these, and none meanwhile.
+/// This takes less memory than a span. A tunnel may last for hours, and nothing is logged of it
+/// between its first line and its last: it has a span for these two only.
 #[derive(Clone, Copy)]
 pub(super) struct Origin {
     pub(super) id: ConnectionId,

@@ -20,7 +20,7 @@ pub(super) struct OwnOffer {
 }
 
 impl OwnOffer {
-    /// Makes an offer whose set-up is traced as part of this connection.
+    /// Makes an offer. Its set-up is traced as part of this connection.
     pub(super) fn new(
         key: PairingKey,
         connection: Option<TraceParent>,

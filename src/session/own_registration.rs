@@ -20,7 +20,7 @@ pub(super) struct OwnRegistration {
 }
 
 impl OwnRegistration {
-    /// Makes one that the directory does not know yet, and whose leg is probed when a rival registers.
+    /// Makes one that the directory does not know yet; `listed` has its leg probed for rivals.
     pub(super) fn new(registration: Registration, listed: Listed, shared: &Arc<Shared>) -> Self {
         let lost = CancellationToken::new();
         Self { registration, lost, shared: Arc::clone(shared), listed }

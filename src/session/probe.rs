@@ -1,12 +1,12 @@
-//! Queries registered endpoints for a sign of life: one whose link died must not keep its UUID from
-//! the same one coming back.
+//! Queries registered endpoints for a sign of life: one with a dead link must not keep its UUID from
+//! the same endpoint when it returns.
 //!
 //! An endpoint loses its UUID only by a fact: its connection has ended, or no registration of this
 //! id is on this node. Whatever else keeps an answer away (a time-out, a lost channel, a task that
 //! is slow) is [`Life::Unknown`], and that takes nothing from the holder.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cluster::Life;
 use crate::ids::OfferId;
+use crate::lock::lock;
 use crate::observability::GatewayRecord;
 use crate::protocol::{Chunk, Close};
 use crate::rendezvous::Secret;
@@ -108,8 +109,7 @@ impl Probes {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<OfferId, (Secret, Arc<Bell>)>> {
-        // Each change is a single step: what a panicking thread left behind is in order.
-        self.bells.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.bells)
     }
 }
 
@@ -175,7 +175,7 @@ impl Bell {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // As above.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

@@ -3,13 +3,14 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry as Slot;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use tokio::sync::oneshot;
 
 use super::Session;
 use crate::cluster::Incoming;
 use crate::ids::OfferId;
+use crate::lock::lock;
 use crate::protocol::PairingKey;
 use crate::rendezvous::{Offer, OfferState, Secret};
 
@@ -28,7 +29,7 @@ pub(super) enum NotWaiting {
     Gone,
     /// It has a partner already.
     Paired,
-    /// Whoever comes does not know the offer's secret.
+    /// The other node does not know the offer's secret.
     WrongSecret,
 }
 
@@ -75,7 +76,7 @@ impl Registry {
         })
     }
 
-    /// Gives `partner` to the session behind `offer`, or back.
+    /// Gives `partner` to the session of `offer`, or back.
     ///
     /// The lock is held over the sending: when [`Registry::withdraw`] finds the offer paired, the
     /// partner is already in the channel.
@@ -115,7 +116,7 @@ impl Registry {
         }
     }
 
-    /// The tunnel of an offer ends. An error if its key is another one's, or nobody's.
+    /// The tunnel of an offer ends. An error if its key has another tunnel, or none.
     pub(super) fn disestablish(&self, offer: &Offer) -> Result<(), Option<OfferId>> {
         match self.established().entry(offer.key) {
             Slot::Occupied(slot) if *slot.get() == offer.id => {
@@ -128,11 +129,10 @@ impl Registry {
     }
 
     fn established(&self) -> MutexGuard<'_, BTreeMap<PairingKey, OfferId>> {
-        self.established.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.established)
     }
 
     fn offers(&self) -> MutexGuard<'_, BTreeMap<OfferId, State>> {
-        // Each change is a single step: what a panicking thread left behind is in order.
-        self.offers.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.offers)
     }
 }

@@ -139,7 +139,7 @@ async fn run_bridged(
     }
 }
 
-/// Runs the tunnel of an endpoint whose partner was fetched from another node.
+/// Runs the tunnel of an endpoint with a partner on another node, which it has claimed.
 pub(super) async fn run_for_claimer(
     mut second: Box<Session>,
     bridged: Bridged,
@@ -265,7 +265,7 @@ pub(super) struct Legs<'a> {
 pub(super) struct Tunnel<'a> {
     guard: TunnelGuard,
     setup: Option<TraceParent>,
-    /// Of the connection in whose name it is logged.
+    /// The connection that its log lines name.
     origin: &'a Origin,
     shared: &'a Shared,
 }
@@ -318,8 +318,7 @@ impl<'a> Tunnel<'a> {
         relay::flow(legs.first, legs.second, meter, stop.as_mut(), patience).await
     }
 
-    /// Frees what the tunnel holds. This comes before the closes are sent: an endpoint may return at
-    /// once.
+    /// Frees what the tunnel holds, before the closes are sent: an endpoint may return at once.
     fn release(&self, held: Held, ended: &relay::Ended) {
         match held {
             Held::ByOwner(offer) => drop(offer),

@@ -1,7 +1,9 @@
 //! The values of labels.
 
 use std::collections::BTreeSet;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
+
+use crate::lock::lock;
 
 /// Names of other nodes that become labels while a node runs: nodes of a cluster may have new names
 /// with each start, and each label stays for as long as the node lives.
@@ -18,8 +20,7 @@ pub(super) struct PeerNames {
 impl PeerNames {
     /// The label for the node of this name.
     pub(super) fn label(&self, name: &str) -> String {
-        // Each change is a single step: a panicking thread leaves consistent data.
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = lock(&self.known);
         if known.contains(name) {
             return name.to_owned();
         }

@@ -7,7 +7,7 @@
 
 mod steps;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use opentelemetry::trace::{
@@ -22,6 +22,7 @@ use tracing::debug;
 
 use super::Metrics;
 use super::otlp::{Sampling, SpanExporting, Watched};
+use crate::lock::lock;
 use crate::trace_parent::TraceParent;
 
 pub use self::steps::{Attaching, Bridging, ConnectionTrace, Ended, Setup};
@@ -56,7 +57,7 @@ impl Clock {
     }
 
     fn time_of(&self, moment: Instant) -> SystemTime {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = lock(&self.known);
         let (now, time) = (Instant::now(), SystemTime::now());
         let expected = known.1 + now.saturating_duration_since(known.0);
         let off = time.duration_since(expected).unwrap_or_else(|before| before.duration());

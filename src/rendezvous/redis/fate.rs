@@ -6,7 +6,7 @@
 //! not answer. Everything else is unknown, and the endpoint waits until the fate is known.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
@@ -14,6 +14,7 @@ use tokio::sync::Semaphore;
 use super::scripts::Owner;
 use super::{Core, Unanswered};
 use crate::ids::OfferId;
+use crate::lock::lock;
 use crate::rendezvous::{Neighbours, OfferState, RemoteNode, Report};
 
 /// Queries of one node at once. More wait: if it does not answer, they need not be sent.
@@ -80,7 +81,7 @@ impl Neighbourhood {
     }
 
     fn node(&self, id: &str) -> Arc<Node> {
-        let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut nodes = lock(&self.nodes);
         if let Some(node) = nodes.get(id) {
             return Arc::clone(node);
         }
@@ -105,7 +106,7 @@ impl Node {
     }
 
     fn shared_fate(&self) -> MutexGuard<'_, Option<(Instant, Fate)>> {
-        self.shared_fate.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.shared_fate)
     }
 }
 

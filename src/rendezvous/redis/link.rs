@@ -5,7 +5,7 @@
 //! no writes at all. Only the lease can tell: after a refusal it is refreshed at once.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use redis::{ErrorKind, FromRedisValue, RedisError};
@@ -18,6 +18,7 @@ use tracing::{debug, info, warn};
 use super::fence::Trail;
 use super::server::Identity;
 use super::target::Connection;
+use crate::lock::lock;
 use crate::observability::{EventKind, Journal, Metrics, Occurrence, Telemetry};
 
 /// Whether Redis serves this node.
@@ -303,8 +304,7 @@ impl Link {
     }
 
     fn history(&self) -> MutexGuard<'_, History> {
-        // Each change is a single step: what a panicking thread left is in order.
-        self.history.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.history)
     }
 
     /// The connection of the moment is no good.
@@ -372,11 +372,11 @@ impl Link {
 }
 
 fn get(instant: &Mutex<Instant>) -> Instant {
-    *instant.lock().unwrap_or_else(PoisonError::into_inner)
+    *lock(instant)
 }
 
 fn set_to_now(instant: &Mutex<Instant>) {
-    *instant.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    *lock(instant) = Instant::now();
 }
 
 /// Whether the server has answered that it does not do this.

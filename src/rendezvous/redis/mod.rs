@@ -23,7 +23,7 @@ mod target;
 mod verify;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -44,6 +44,7 @@ use self::target::Target;
 use super::{Answer, Load, Neighbours, NodeInfo, Offer, Rendezvous};
 use crate::config;
 use crate::ids::{NodeId, OfferId};
+use crate::lock::lock;
 use crate::observability::{Metrics, Telemetry};
 use crate::protocol::PairingKey;
 
@@ -343,11 +344,11 @@ impl Core {
 
     fn local(&self) -> MutexGuard<'_, Local> {
         // A panic in the middle of a change would be a fault of `local`, not of the data.
-        self.local.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.local)
     }
 
     fn listing(&self) -> MutexGuard<'_, Listing> {
-        self.listing.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.listing)
     }
 
     /// Whether there are errands to run.

@@ -2,7 +2,7 @@
 //! they are asked again at every refresh of the lease.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -13,6 +13,8 @@ use tracing::debug;
 
 use super::server::ask;
 use super::target::{ConnectError, open};
+
+use crate::lock::lock;
 
 /// The sentinels of one master.
 pub(super) struct Sentinels {
@@ -99,7 +101,6 @@ impl Sentinel {
     }
 
     fn kept(&self) -> std::sync::MutexGuard<'_, Option<MultiplexedConnection>> {
-        // Each change is a single step.
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.kept)
     }
 }

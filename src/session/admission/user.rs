@@ -11,7 +11,7 @@ use crate::protocol::Token;
 pub(super) struct User(u64);
 
 /// Tells users apart, by a hash with a random key. Two users with the same one would share a limit;
-/// without the key, nobody can choose names for which that is so.
+/// without the key, names with equal hashes cannot be chosen.
 #[derive(Default)]
 pub(super) struct Users(RandomState);
 

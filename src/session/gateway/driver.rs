@@ -113,7 +113,7 @@ impl<'a> Driver<'a> {
         poll_fn(|cx| self.poll(cx)).await
     }
 
-    /// The gateway is to be closed, behind what it is still to be told.
+    /// Closes the gateway after pending messages to it are sent.
     pub(super) fn close(&mut self, close: Close) {
         self.control.close(close);
     }
@@ -128,7 +128,7 @@ impl<'a> Driver<'a> {
         self.closes_when_empty = true;
     }
 
-    /// All its apps are closed, behind what was accepted for them.
+    /// Closes all its apps, each after the data that was accepted for it.
     pub(super) fn end(&mut self, why: Goodbye) {
         for (address, app) in self.apps.drain() {
             app.lane.end(why, false);
@@ -253,12 +253,12 @@ impl<'a> Driver<'a> {
         }
     }
 
-    /// The gateway hears of an app before anything of that app reaches it.
+    /// Announces an app to the gateway before any data of that app.
     fn welcome(&mut self, newcomer: Newcomer) {
         let Newcomer { app, record, lane } = newcomer;
         let address = record.socket_address;
-        // A UUID is one app's: if it comes again, the one before is gone, even if its own task or
-        // node has not come to say so.
+        // A UUID is one app's: when it attaches again, its former connection is dead, even if the
+        // task or the node of that one has not noticed.
         let mut apps = self.apps.values().map(|app| &app.record);
         if let Some(before) = apps.find(|before| before.uuid == record.uuid) {
             self.supersede(before.socket_address);
@@ -307,7 +307,7 @@ impl<'a> Driver<'a> {
         self.control.client_disconnected(address);
     }
 
-    /// Reads what comes from the gateway. True if anything came.
+    /// Reads from the gateway. Returns whether anything arrived.
     fn poll_in(&mut self, cx: &mut Context<'_>) -> Result<bool, GatewayEnd> {
         if !self.answered || self.closing.is_some() || self.must_wait() {
             return Ok(false);
@@ -386,7 +386,7 @@ impl<'a> Driver<'a> {
                 self.telemetry.record(Fact::FrameBroken { gateway, address, fault: &fault });
                 match address {
                     Some(PROXY_ADDRESS) if passed_on > 0 => self.control.abandon(),
-                    // It cannot be told that the rest is missing.
+                    // There is no message by which it could learn that the rest is missing.
                     Some(address) if passed_on > 0 => {
                         if let Some(app) = self.apps.get(&address) {
                             app.lane.end(Goodbye::Lost, false);

@@ -3,12 +3,13 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::ops::RangeInclusive;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Waker};
 
 use super::lane::{Goodbye, Lane};
 use super::overflow::Overflow;
 use super::port::GatewayPort;
+use crate::lock::lock;
 use crate::observability::{AppRecord, GatewayRecord};
 use crate::protocol::{APP_ADDRESSES, App, Profile};
 use crate::rendezvous::Secret;
@@ -44,7 +45,7 @@ struct State {
     gateway: Option<Waker>,
 }
 
-/// An app that the gateway has not been told of.
+/// An app that is not announced to the gateway yet.
 pub(super) struct Newcomer {
     pub(super) app: App,
     pub(super) record: Arc<AppRecord>,
@@ -125,7 +126,7 @@ impl Hub {
         self.lock().newcomers.pop_front()
     }
 
-    /// Whose turn it is.
+    /// Returns the address of the app that has its turn.
     pub(super) fn next_ready(&self) -> Option<u16> {
         self.lock().ready.pop_front()
     }
@@ -140,7 +141,7 @@ impl Hub {
         self.lock().addresses.free_address(address);
     }
 
-    /// The gateway takes nobody any more. Those it has not been told of hear why.
+    /// Accepts no more apps, and closes those that are not announced yet.
     pub(super) fn close(&self, why: Goodbye) {
         let newcomers = {
             let mut state = self.lock();
@@ -153,8 +154,7 @@ impl Hub {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Each change is a single step: what a panicking thread left behind is in order.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

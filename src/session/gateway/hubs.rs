@@ -1,10 +1,11 @@
 //! The gateways of a node by the ids of their registrations, for the apps that attach to them.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::hub::Hub;
 use crate::ids::OfferId;
+use crate::lock::lock;
 use crate::session::Shared;
 
 /// The gateways of this node.
@@ -26,8 +27,7 @@ impl Hubs {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<OfferId, Arc<Hub>>> {
-        // Each change is a single step: what a panicking thread left behind is in order.
-        self.by_id.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.by_id)
     }
 }
 

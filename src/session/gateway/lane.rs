@@ -10,13 +10,14 @@ use std::task::{Context, Poll, Waker};
 use bytes::Bytes;
 
 use super::hub::Room;
+use crate::lock::lock;
 use crate::protocol::{Close, FRAME_OVERHEAD, without_its_block};
 
-/// An app is told to wait when more than this many bytes of it wait for its gateway.
+/// An app has to wait when more than this many bytes of it wait for its gateway.
 const UP_LIMIT: usize = 128 * 1024;
-/// The gateway is told what an app has taken when that is as large a part of the backlog: a quarter
-/// of its window.
-const TOLD_PER_BACKLOG: usize = 8;
+/// The gateway is notified of what an app has taken when that is as large a part of the backlog: a
+/// quarter of its window.
+const NOTICES_PER_BACKLOG: usize = 8;
 /// What each piece counts for besides its payload.
 const OVERHEAD: usize = FRAME_OVERHEAD;
 /// Payload of fewer bytes is copied before it waits.
@@ -41,11 +42,11 @@ struct Down {
     queue: Queue,
     /// Bytes of the queue that are in the overflow of the node.
     over: usize,
-    /// They are known there.
+    /// The overflow knows them.
     entered: bool,
     /// What the app has taken in all.
     total: u64,
-    /// Why nothing more comes.
+    /// Why the gateway sends nothing more to the app.
     end: Option<Goodbye>,
     /// The gateway's task waits until there is room.
     gateway_waits: bool,
@@ -58,11 +59,11 @@ struct Down {
 #[derive(Default)]
 struct Upwards {
     queue: Queue,
-    /// The gateway is gone: what comes is dropped.
+    /// The gateway is gone: data of the app is dropped.
     deaf: bool,
-    /// The app is gone: nothing more comes, and nothing is taken below.
+    /// The app is gone: it neither sends nor takes data.
     app_gone: bool,
-    /// The gateway's task has been told that there is something.
+    /// The gateway's task was woken for data of the app.
     announced: bool,
     /// The app's task, which waits for room.
     app: Option<Waker>,
@@ -108,7 +109,7 @@ impl Queue {
 pub(super) enum Pushed {
     /// It is in the queue.
     Taken,
-    /// It is, and the overflow of the node is to be told of this app.
+    /// It is, and the app now uses the overflow of the node.
     Over,
     /// It is, and there should not be more.
     Full,
@@ -121,7 +122,7 @@ pub(super) enum Pushed {
 pub(super) enum Up {
     /// Data of the app; whether there is more will show.
     Data(Bytes),
-    /// Nothing now. The gateway will be told when there is, or when the app has taken much.
+    /// Nothing now. The gateway's task is woken when there is, or when the app has taken much.
     Nothing,
     /// The app is gone, and all it had sent has been taken.
     Gone,
@@ -155,7 +156,7 @@ impl Lane {
         pushed
     }
 
-    /// Whether more may be pushed. If not, the gateway's task is told when the app has taken enough;
+    /// Whether more may be pushed. If not, the gateway's task is woken when the app has taken enough;
     /// other apps may make room, too.
     pub(super) fn has_room(&self) -> bool {
         let mut state = self.lock();
@@ -210,14 +211,14 @@ impl Lane {
             state.up.announced = false;
             return Up::Nothing;
         };
-        // Half empty is soon enough: the app comes with more than one piece then.
+        // Half empty is soon enough: the app then has more than one piece to send.
         if state.up.queue.size <= UP_LIMIT / 2 {
             wake(state, |state| state.up.app.take());
         }
         Up::Data(data)
     }
 
-    /// The gateway takes nothing more from the app: what comes is dropped.
+    /// The gateway takes nothing more from the app: its data is dropped.
     pub(super) fn refuse_up(&self) {
         let mut state = self.lock();
         state.up.deaf = true;
@@ -228,7 +229,7 @@ impl Lane {
     /// What the app has taken since this was asked last, if that is worth telling the gateway.
     pub(super) fn take_taken(&self) -> Option<usize> {
         let taken = &mut self.lock().down.taken;
-        (*taken >= self.room.backlog / TOLD_PER_BACKLOG).then(|| std::mem::take(taken))
+        (*taken >= self.room.backlog / NOTICES_PER_BACKLOG).then(|| std::mem::take(taken))
     }
 
     /// The app's task takes what is for it.
@@ -243,7 +244,7 @@ impl Lane {
             let size = data.len() + OVERHEAD;
             state.down.taken += size;
             state.down.total += size as u64;
-            let announce = state.down.taken >= self.room.backlog / TOLD_PER_BACKLOG
+            let announce = state.down.taken >= self.room.backlog / NOTICES_PER_BACKLOG
                 && !std::mem::replace(&mut state.up.announced, true);
             return Poll::Ready(Ok(Below { data, tell, announce }));
         }
@@ -254,7 +255,7 @@ impl Lane {
         Poll::Pending
     }
 
-    /// Ready when the app has taken everything and nothing more comes.
+    /// Ready when the app has taken everything and there will be no more.
     pub(super) fn poll_end(&self, cx: &Context<'_>) -> Poll<Goodbye> {
         let mut state = self.lock();
         match state.down.end {
@@ -276,7 +277,7 @@ impl Lane {
         Poll::Pending
     }
 
-    /// Data of the app. True if the gateway's task is to be told.
+    /// Queues data of the app. Returns whether the gateway's task has to be woken.
     pub(super) fn push_up(&self, data: Bytes) -> bool {
         let mut state = self.lock();
         if state.up.app_gone || state.up.deaf {
@@ -286,7 +287,7 @@ impl Lane {
         !std::mem::replace(&mut state.up.announced, true)
     }
 
-    /// The app is gone. True if the gateway's task is to be told.
+    /// The app is gone. Returns whether the gateway's task has to be woken.
     pub(super) fn leave(&self) -> bool {
         let mut state = self.lock();
         if std::mem::replace(&mut state.up.app_gone, true) {
@@ -299,8 +300,7 @@ impl Lane {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Each change is a single step: what a panicking thread left behind is in order.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 
@@ -324,9 +324,9 @@ pub(super) struct Usage {
 #[derive(Debug)]
 pub(super) struct Below {
     pub(super) data: Bytes,
-    /// The gateway's task is to be told that there is room.
+    /// The gateway's task has to be woken, as there is room.
     pub(super) tell: bool,
-    /// The gateway is to be told how much was taken.
+    /// The gateway has to be notified of how much was taken.
     pub(super) announce: bool,
 }
 

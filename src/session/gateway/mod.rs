@@ -3,7 +3,7 @@
 //!
 //! What is at the other end of an app's [lane](lane) is an ordinary tunnel between the app's leg
 //! and a [`GatewayPort`], run by the app's task. What a slow app does not take waits, in a bounded
-//! [overflow](overflow) that the apps of the node share; the gateway's other apps go on meanwhile.
+//! [overflow](overflow) that the apps of the node share; the gateway's other apps go on.
 
 mod driver;
 mod hub;
@@ -60,7 +60,7 @@ pub(super) async fn serve(mut session: Box<Session>, enrolled: Enrolled, shared:
             (Goodbye::Lost, Some(close))
         }
     };
-    // Nobody is attached to it any more, and its UUID is free, before the goodbyes are said.
+    // Its apps are detached and its UUID is free before the closes are sent.
     hub.close(why);
     drop((listed, own, open));
     let reason = match (why, close) {

@@ -3,16 +3,17 @@
 //!
 //! An app may use as much of it as is left to the others, so that one that takes nothing leaves them
 //! half of it. What an app may not use any more, its gateway keeps: it is not read while it waits
-//! for that app, which it does for a bounded time ([`Patience`]). Where somebody waits for room, the
+//! for that app, which it does for a bounded time ([`Patience`]). While a gateway waits for room, the
 //! app that uses most of the overflow and takes nothing is closed.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
 use super::lane::{Goodbye, Lane};
 use crate::ids::OfferId;
+use crate::lock::lock;
 use crate::observability::Metrics;
 use crate::protocol::Close;
 
@@ -73,7 +74,7 @@ impl Overflow {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// Bytes that an app may use: as many as nobody does.
+    /// Bytes that an app may use: as many as are unused.
     pub(super) fn share(&self) -> usize {
         self.limit.saturating_sub(self.used())
     }
@@ -121,8 +122,7 @@ impl Overflow {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<OfferId, User>> {
-        // Each change is a single step: what a panicking thread left behind is in order.
-        self.apps.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.apps)
     }
 }
 

@@ -1,5 +1,5 @@
 //! A gateway as the other leg of an app's tunnel: what is sent here is framed for the gateway by
-//! its task, what comes from here was in the gateway's frames for this app.
+//! its task, and what is received here was in the gateway's frames for this app.
 
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -23,7 +23,7 @@ impl GatewayPort {
         Self { hub, address, lane, left: false }
     }
 
-    /// The app is gone, behind all that it has sent.
+    /// The app is gone; the gateway is notified after all data of the app.
     fn leave(&mut self) {
         if !std::mem::replace(&mut self.left, true) && self.lane.leave() {
             self.hub.announce(self.address);
@@ -73,7 +73,7 @@ impl Leg for GatewayPort {
 
     fn poll_health(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         if self.left {
-            // A gateway cannot be told that an app still reads: to it, the app is gone.
+            // No message tells a gateway that an app still reads: to it, the app is gone.
             return Poll::Ready(End::Left);
         }
         self.lane.poll_end(cx).map(end)

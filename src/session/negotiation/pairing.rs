@@ -28,7 +28,7 @@ use crate::trace_parent::TraceParent;
 /// Between two attempts to reach the node of a partner, with up to half of it taken off at random.
 const RETRY: Duration = Duration::from_secs(1);
 /// In a cluster, a key that has just been freed on one node may still be taken for another: an
-/// endpoint that comes back at once is not to be refused for that.
+/// endpoint that returns at once is not to be refused for that.
 const SECOND_LOOK: Duration = Duration::from_millis(200);
 
 /// An offer that the rendezvous has not answered yet.
