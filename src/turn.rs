@@ -10,10 +10,10 @@ use std::task::{Context, Poll};
 /// Small events in one turn: well below a millisecond of work, whatever they are.
 const EVENTS: u32 = 64;
 /// So many bytes are as much work as a small event.
-const BYTES_PER_EVENT: usize = 4096;
+const BYTES_PER_EVENT: usize = 16 * 1024;
 
 /// A byte of an answer counts for so many that are moved.
-const ANSWER: usize = 16;
+const ANSWER: usize = 64;
 
 /// What is left of a task's turn.
 #[derive(Debug)]
@@ -77,7 +77,7 @@ mod tests {
             std::iter::from_fn(|| (!turn.is_over()).then(|| turn.spend(bytes))).count()
         };
         assert_eq!((events(0), events(1000)), (64, 64));
-        assert_eq!((events(16 * 1024), events(64 * 1024)), (13, 4));
+        assert_eq!((events(16 * 1024), events(64 * 1024)), (32, 13));
         assert_eq!(events(usize::MAX), 1);
     }
 
