@@ -30,6 +30,7 @@ async fn main() -> Result<()> {
         // From now on the gateway is registered again whenever the connection is lost. An error is
         // final, such as a token that the proxy refuses.
         let app = apps.accept().await?;
+        // One task for each app: it ends with the stream of the app, and all of them with this program.
         tokio::spawn(async move {
             let name = app.info().name.clone();
             if let Err(error) = serve(app).await {

@@ -20,7 +20,7 @@ use uuid::Uuid;
 #[tokio::main]
 async fn main() -> Result<()> {
     let url = std::env::args().nth(1).unwrap_or_else(|| "wss://127.0.0.1:1212".into());
-    // Whoever knows the token is the other endpoint, so it must not be easy to guess.
+    // A program that knows the token can be the other endpoint: choose one that cannot be guessed.
     let token = Token::new(Uuid::new_v4().to_string());
     tokio::try_join!(answer(&url, &token), ask(&url, &token))?;
     Ok(())

@@ -99,8 +99,8 @@ impl<'a> Arrival<'a> {
         };
         match accepted {
             Ok(Ok(Accepted { leg, client_addr, trace_parent, tls })) => {
-                let whose = (origin.id, client_addr);
-                let trace = tracer.upgraded(whose, transport, trace_parent, began, tls);
+                let client = (origin.id, client_addr);
+                let trace = tracer.upgraded(client, transport, trace_parent, began, tls);
                 if let Some(place) = trace.place() {
                     Span::current().record("trace_id", display(place.trace_id()));
                 }
